@@ -1,0 +1,1 @@
+"""The shell around the domain: stores, executors, the controller, the command line."""
