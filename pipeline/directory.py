@@ -1,0 +1,151 @@
+"""A store in a folder: one file an object, made whole under another name and linked into place.
+
+`os.link` fails when the name is taken, on every POSIX file system and NFS: that is the create-only primitive.
+The first thousand numbered objects of a folder lie in the folder itself, later thousands in folders of their own
+('history/000012.json', 'history/001/001234.json'), so that a look at what is new never lists a long run.
+"""
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import ConfigError, HiernasError, StoreUnavailable
+from pipeline.store import check_key, check_size
+
+_NUMBERED = re.compile(r"(\d{3})\d{3}[.-].*")
+_SHARD = re.compile(r"\d{3}")
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space and start again, nothing is half-written",
+    errno.EDQUOT: "the disk quota is used up: free some space and start again, nothing is half-written",
+    errno.EACCES: "permission denied: give this user the right to read and write there",
+    errno.EPERM: "not permitted: give this user the right to read and write there",
+    errno.EROFS: "the file system is read-only: choose another store",
+    errno.ENOTDIR: "a part of the path is no folder: choose another store",
+    errno.EEXIST: "a part of the path is no folder: choose another store",
+}
+
+
+def _explain(path: Path, error: OSError) -> HiernasError:
+    advice = _ADVICE.get(error.errno or 0)
+    if advice is None:
+        return StoreUnavailable(f"store: {path}: {error.strerror or error}")
+    return HiernasError(f"store: {path}: {advice}")
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class DirectoryStore:
+    """See Store. Refuses at opening a file system without hard links."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self._temporary = self.root / ".tmp"
+        try:
+            self._temporary.mkdir(parents=True, exist_ok=True)
+            probe = self._write_temporary(b"probe")
+            second = probe.with_suffix(".link")
+            try:
+                os.link(probe, second)
+                os.unlink(second)
+            except OSError as error:
+                if error.errno in _ADVICE and error.errno != errno.EPERM:
+                    raise
+                raise ConfigError(f"store {self.root} lies on a file system without hard links, which create-only writes need: choose another place") from error
+            finally:
+                probe.unlink()
+        except OSError as error:
+            raise _explain(self.root, error) from error
+
+    def _path(self, key: str) -> Path:
+        folder, _, name = check_key(key).rpartition("/")
+        numbered = _NUMBERED.fullmatch(name)
+        shard = f"{numbered[1]}/" if folder and numbered and numbered[1] != "000" else ""
+        return self.root / folder / f"{shard}{name}"
+
+    def _write_temporary(self, data: bytes) -> Path:
+        path = self._temporary / secrets.token_hex(12)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    def _make_folder(self, folder: Path) -> None:
+        if not folder.is_dir():
+            self._make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+            _sync_folder(folder.parent)
+
+    def create(self, key: str, data: bytes) -> bytes:
+        """See Store."""
+        path = self._path(key)
+        check_size(key, len(data))
+        try:
+            self._make_folder(path.parent)
+            temporary = self._write_temporary(data)
+            try:
+                os.link(temporary, path)
+                stored = data
+            except FileExistsError:
+                stored = self._read(path, key)  # NFS may report our own landed link as taken: comparing bytes decides
+            finally:
+                temporary.unlink()
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise _explain(path, error) from error
+        return stored
+
+    def _read(self, path: Path, key: str) -> bytes:
+        with path.open("rb") as file:
+            check_size(key, os.fstat(file.fileno()).st_size)
+            return file.read()
+
+    def read(self, key: str) -> bytes:
+        """See Store."""
+        path = self._path(key)
+        try:
+            return self._read(path, key)
+        except FileNotFoundError:
+            raise KeyError(key) from None
+        except OSError as error:
+            raise _explain(path, error) from error
+
+    def list(self, prefix: str, after: str | None = None) -> list[str]:
+        """See Store."""
+        folder, _, start = prefix.rpartition("/")
+        try:
+            keys = self._keys(self.root / folder, f"{folder}/" if folder else "", start, after)
+            return sorted(key for key in keys if key.startswith(prefix) and (after is None or key > after))
+        except OSError as error:
+            raise _explain(self.root / folder, error) from error
+
+    def _keys(self, path: Path, base: str, start: str, after: str | None) -> Iterator[str]:
+        try:
+            entries = list(os.scandir(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                yield base + entry.name
+            elif _SHARD.fullmatch(entry.name) and base:
+                # A shard's keys all begin with its number: skip those that lie wholly before `after`.
+                if after is None or f"{base}{entry.name}999~" > after:
+                    yield from (base + name for name in os.listdir(entry.path) if not name.startswith("."))
+            elif entry.name.startswith(start) or start.startswith(entry.name):
+                yield from self._keys(path / entry.name, f"{base}{entry.name}/", "", after)

@@ -1,0 +1,84 @@
+"""Where records are written: one primitive, create-only (DESIGN: the first write wins).
+
+`create(key, data) -> the bytes stored there`, like dict.setdefault: ours if we won, the winner's if not.
+A store knows nothing of records. Nothing in it is ever changed or deleted through this interface.
+"""
+
+import re
+from bisect import bisect_right, insort
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from pipeline.errors import ConfigError, HiernasError
+
+MAX_OBJECT_BYTES = 16 * 1024 * 1024
+"""Larger objects are refused, both ways. A record has some kilobytes."""
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+
+
+class Store(Protocol):
+    """Anything that keeps bytes under keys, once."""
+
+    def create(self, key: str, data: bytes) -> bytes:
+        """Store `data` unless the key is taken; return what is stored there, durably."""
+        ...
+
+    def read(self, key: str) -> bytes:
+        """The bytes stored there; KeyError when absent."""
+        ...
+
+    def list(self, prefix: str, after: str | None = None) -> list[str]:
+        """Sorted keys that begin with `prefix`, those past `after` where given."""
+        ...
+
+
+def check_key(key: str) -> str:
+    """The key itself if every store can keep it, else ValueError."""
+    if len(key) > 512 or not _KEY.fullmatch(key):
+        raise ValueError(f"key {key!r} is not allowed: at most 512 of letters, digits, '.', '_', '-' between single '/'")
+    return key
+
+
+def check_size(key: str, size: int) -> None:
+    """Refuse what no record is."""
+    if size > MAX_OBJECT_BYTES:
+        raise HiernasError(f"object {key} has {size} bytes; at most {MAX_OBJECT_BYTES} are read or written. No record is that large: see what wrote it")
+
+
+class MemoryStore:
+    """A store in this process, for tests."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, bytes] = {}
+        self._keys: list[str] = []
+
+    def create(self, key: str, data: bytes) -> bytes:
+        """See Store."""
+        check_size(check_key(key), len(data))
+        if key not in self._objects:
+            self._objects[key] = data
+            insort(self._keys, key)
+        return self._objects[key]
+
+    def read(self, key: str) -> bytes:
+        """See Store."""
+        return self._objects[check_key(key)]
+
+    def list(self, prefix: str, after: str | None = None) -> list[str]:
+        """See Store."""
+        start = bisect_right(self._keys, after) if after is not None else 0
+        return [key for key in self._keys[start:] if key.startswith(prefix)]
+
+
+def open_store(url: str) -> Store:
+    """A store by its URL: a path or file://…. Creates the folder."""
+    from pipeline.directory import DirectoryStore
+
+    parts = urlsplit(url)
+    if parts.scheme in ("", "file"):
+        path = Path(url if not parts.scheme else parts.path)
+        if not url or (parts.scheme and parts.netloc not in ("", "localhost")):
+            raise ConfigError(f"store {url!r} names no folder; expected a path or file:///path")
+        return DirectoryStore(path)
+    raise ConfigError(f"store {url!r} has the scheme {parts.scheme!r}; this version knows a path and file:///path")

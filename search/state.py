@@ -1,0 +1,198 @@
+"""What a run's records add up to: a fold, record by record, kept so that each step costs the same however long the run.
+
+It holds no decision of its own. A record that contradicts what was folded before raises Inconsistent:
+the caller says which object that was and stops; nothing is skipped.
+"""
+
+from dataclasses import dataclass, field
+
+from search.evolution import Past, Scored, propose
+from search.genotype import Genotype
+from search.limits import Desire, Limits
+from search.records import (
+    CONTROLLER,
+    Attempt,
+    Candidate,
+    Claim,
+    End,
+    Hierarchical,
+    Outcome,
+    OutcomeKind,
+    Release,
+    Request,
+    Run,
+)
+from search.stream import derive
+
+
+class Inconsistent(ValueError):
+    """A record does not fit those before it."""
+
+
+def derive_candidate(run: Run, past: Past, index: int) -> Candidate | None:
+    """Candidate `index` bred from `past`, or None (wait). `hiernas verify` calls this for every candidate."""
+    proposal = propose(run.space, run.model, run.strategy, run.seed, past, index)
+    if proposal is None:
+        return None
+    work = Hierarchical(proposal.genotype.to_text())
+    return Candidate(index, work, proposal.parent, proposal.change, past.accepted, derive(run.seed, "training", index))
+
+
+@dataclass(slots=True)
+class Story:
+    """One candidate with everything recorded about it."""
+
+    candidate: Candidate
+    attempts: list[Attempt] = field(default_factory=list)
+    ends: dict[int, End] = field(default_factory=dict)
+    outcome: Outcome | None = None
+
+    def is_open(self, attempt: int) -> bool:
+        """An attempt is open until it has an end or is the accepted one."""
+        return attempt not in self.ends and not (self.outcome and self.outcome.attempt == attempt)
+
+    @property
+    def running(self) -> Attempt | None:
+        """The one attempt that is open (attempt k+1 is written only after end k)."""
+        return self.attempts[-1] if self.attempts and self.is_open(len(self.attempts) - 1) else None
+
+    @property
+    def rejected(self) -> set[int]:
+        """Attempts whose evaluations a later attempt named as not valid."""
+        return {number for attempt in self.attempts for number in attempt.rejected}
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over the history and the ends, kept as they come."""
+
+    outcomes: dict[OutcomeKind, int] = field(default_factory=dict)
+    held_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    bugs_since_resume: int = 0
+
+    @property
+    def failed(self) -> int:
+        """Outcomes without a fitness."""
+        good = (OutcomeKind.EVALUATED, OutcomeKind.REUSED)
+        return sum(count for kind, count in self.outcomes.items() if kind not in good)
+
+
+@dataclass(slots=True)
+class State:
+    """The fold of a run's records."""
+
+    run: Run
+    controllers: list[Claim | Release] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    stories: list[Story] = field(default_factory=list)
+    history: list[Outcome] = field(default_factory=list)
+    last_digest: str | None = None
+    past: Past = field(default_factory=Past)
+    unfinished: dict[int, Story] = field(default_factory=dict)
+    """Candidates without an outcome, or with an attempt that is open: all that needs looking at."""
+    totals: Totals = field(default_factory=Totals)
+    best: Outcome | None = None
+    desire: Desire = Desire.RUN
+    limits: Limits | None = None
+    """None before the first claim."""
+
+    @property
+    def in_flight(self) -> int:
+        """Candidates without an outcome."""
+        return len(self.stories) - len(self.history)
+
+    @property
+    def open_attempts(self) -> int:
+        """Attempts that are open; those that the controller answers itself do not count as work in flight."""
+        return sum(1 for story in self.unfinished.values() if story.running and story.running.executor != CONTROLLER)
+
+    def claim_or_release(self, record: Claim | Release) -> None:
+        """Fold the next of `controllers/`."""
+        self.controllers.append(record)
+        if isinstance(record, Claim) and self.limits is None:
+            self.limits = record.limits
+            for request in self.requests:
+                self.limits = self.limits.changed(request.changes)
+
+    def request(self, record: Request) -> None:
+        """Fold the next of `control/`."""
+        self.requests.append(record)
+        if self.limits is not None:
+            self.limits = self.limits.changed(record.changes)
+        if record.desire is not None:
+            self.desire = record.desire
+            if record.desire is Desire.RUN:
+                self.totals.bugs_since_resume = 0
+
+    def candidate(self, record: Candidate) -> None:
+        """Fold the next of `candidates/`."""
+        if record.index != len(self.stories):
+            raise Inconsistent(f"candidate {record.index} where {len(self.stories)} was due")
+        story = Story(record)
+        self.stories.append(story)
+        self.unfinished[record.index] = story
+        self.past.genotypes.append(Genotype.from_text(record.work.genotype))
+
+    def attempt(self, record: Attempt) -> None:
+        """Fold an attempt; those of one candidate come in order, each after the end of the one before."""
+        story = self._story(record.candidate, "attempt")
+        if record.attempt != len(story.attempts):
+            raise Inconsistent(f"attempt {record.attempt} of candidate {record.candidate} where {len(story.attempts)} was due")
+        story.attempts.append(record)
+        self._settle(story)
+
+    def end(self, record: End) -> None:
+        """Fold an end."""
+        story = self._story(record.candidate, "end")
+        if record.attempt >= len(story.attempts):
+            raise Inconsistent(f"end of attempt {record.attempt} of candidate {record.candidate}, which was never made")
+        story.ends[record.attempt] = record
+        if not (story.outcome and story.outcome.attempt == record.attempt):
+            self._spend(record.held_seconds, record.gpu_seconds)
+        self._settle(story)
+
+    def outcome(self, record: Outcome, digest: str) -> None:
+        """Fold the next of `history/`, whose bytes have this SHA-256."""
+        story = self._story(record.candidate, "outcome")
+        if record.number != len(self.history):
+            raise Inconsistent(f"outcome {record.number} where {len(self.history)} was due")
+        if record.previous != self.last_digest:
+            raise Inconsistent(f"outcome {record.number} follows one with digest {record.previous}, the one before it has {self.last_digest}")
+        if story.outcome is not None:
+            raise Inconsistent(f"outcome {record.number} is a second one for candidate {record.candidate} (first: {story.outcome.number})")
+        if record.attempt >= len(story.attempts):
+            raise Inconsistent(f"outcome {record.number} accepts attempt {record.attempt} of candidate {record.candidate}, which was never made")
+        story.outcome = record
+        self.history.append(record)
+        self.last_digest = digest
+        self.past.accepted = len(self.history)
+        self._count(story, record)
+        self._settle(story)
+
+    def _count(self, story: Story, record: Outcome) -> None:
+        self.totals.outcomes[record.outcome] = self.totals.outcomes.get(record.outcome, 0) + 1
+        self.totals.bugs_since_resume += record.outcome is OutcomeKind.BUG
+        ended = story.ends.get(record.attempt)
+        if ended is not None:  # history's figure replaces the end's
+            self._spend(-ended.held_seconds, -ended.gpu_seconds)
+        self._spend(record.held_seconds, record.gpu_seconds)
+        if record.fitness is not None:
+            self.past.population.append(Scored(record.candidate, record.fitness))
+            if self.best is None or self.best.fitness is None or record.fitness > self.best.fitness:
+                self.best = record
+
+    def _spend(self, held_seconds: float, gpu_seconds: float) -> None:
+        self.totals.held_seconds += held_seconds
+        self.totals.gpu_seconds += gpu_seconds
+
+    def _story(self, index: int, what: str) -> Story:
+        if not 0 <= index < len(self.stories):
+            raise Inconsistent(f"{what} of candidate {index}, which was never proposed")
+        return self.stories[index]
+
+    def _settle(self, story: Story) -> None:
+        if story.outcome is not None and story.running is None:
+            self.unfinished.pop(story.candidate.index, None)
+        else:
+            self.unfinished[story.candidate.index] = story
