@@ -5,7 +5,9 @@ Pure: a candidate is a function of (run, accepted history, index). It knows noth
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Discriminator
 
 from search import mutation
 from search.genotype import Genotype
@@ -51,7 +53,7 @@ class RandomSearch:
             raise ValueError(f"initial_mutations is {self.initial_mutations}; allowed: 0 or more")
 
 
-Strategy = Evolution | RandomSearch
+Strategy = Annotated[Evolution | RandomSearch, Discriminator("kind")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,8 @@ class State:
     totals: Totals = field(default_factory=Totals)
     best: Outcome | None = None
     desire: Desire = Desire.RUN
+    resumed_at: int = 0
+    """Requests up to and including the last that said RUN."""
     limits: Limits | None = None
     """None before the first claim."""
 
@@ -123,6 +125,7 @@ class State:
         if record.desire is not None:
             self.desire = record.desire
             if record.desire is Desire.RUN:
+                self.resumed_at = len(self.requests)
                 self.totals.bugs_since_resume = 0
 
     def candidate(self, record: Candidate) -> None:
@@ -172,7 +175,8 @@ class State:
 
     def _count(self, story: Story, record: Outcome) -> None:
         self.totals.outcomes[record.outcome] = self.totals.outcomes.get(record.outcome, 0) + 1
-        self.totals.bugs_since_resume += record.outcome is OutcomeKind.BUG
+        if record.outcome is OutcomeKind.BUG and record.stamp.control >= self.resumed_at:
+            self.totals.bugs_since_resume += 1
         ended = story.ends.get(record.attempt)
         if ended is not None:  # history's figure replaces the end's
             self._spend(-ended.held_seconds, -ended.gpu_seconds)

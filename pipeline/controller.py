@@ -1,0 +1,356 @@
+"""The loop: observe, plan, act (DESIGN, 'The loop'). It keeps nothing that it cannot rebuild from the store.
+
+Each decision is written into its one slot before it has any effect. If other bytes are in a slot, either somebody else
+is in charge now (Overtaken) or a predecessor's last write landed late: then everything is read again.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline import answer, plan
+from pipeline.clock import Clock
+from pipeline.codec import BadRecord
+from pipeline.errors import HiernasError, Overtaken, StoreUnavailable
+from pipeline.executor import Executor, Job, JobSpec, JobStatus, job_name
+from pipeline.run import (
+    RunFolder,
+    SlotTaken,
+    attempt_key,
+    candidate_key,
+    control_key,
+    controller_key,
+    end_key,
+    evaluation_key,
+    history_key,
+)
+from search.limits import Limits
+from search.records import (
+    ALGORITHM,
+    CONTROLLER,
+    Attempt,
+    Claim,
+    End,
+    Evaluation,
+    Failure,
+    Outcome,
+    OutcomeKind,
+    Record,
+    Release,
+    ReleaseReason,
+    Resources,
+    Reused,
+    Stamp,
+)
+from search.state import State, Story, derive_candidate
+
+LOOK_SECONDS = 10.0
+"""How long a controller may act without looking whether another is in charge."""
+STAGES = 100_000
+"""More stages than one round can need: a bound against an endless loop in a faulty plan."""
+log = logging.getLogger("hiernas.controller")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Who a controller is: `controller` is a random id of its own, the rest see `records.Claim`."""
+
+    controller: str
+    owner: str
+    incarnation: str
+
+
+class Controller:
+    """One controller of one run. `claim`, then `step` until it returns a reason, or `work` for all of that."""
+
+    def __init__(
+        self, folder: RunFolder, executor: Executor, clock: Clock, place: Place, limits: Limits,
+        resources: Resources, take_over: bool = False,
+    ) -> None:
+        self.folder, self.executor, self.clock, self.place = folder, executor, clock, place
+        self.limits, self.resources, self.take_over = limits, resources, take_over
+        self.state = State(folder.run)
+        self.interrupts = 0
+        """Ctrl-C so far: 1 drains, 2 ends what runs."""
+        self._slot = -1
+        self._seen: set[str] = set()
+        self._fresh = True  # everything is read once after each load
+        self._looked = clock.monotonic()
+        self._networks = answer.Networks()
+        self._refusal: str | None = None
+
+    # -- taking charge
+
+    def claim(self) -> bool:
+        """Take charge, unless there is nothing to do: then False. Overtaken says who else is in charge."""
+        run = self.folder.run
+        if run.algorithm != ALGORITHM:
+            raise HiernasError(
+                f"run {run.name!r} was begun under algorithm number {run.algorithm}, this version has {ALGORITHM}: it can be read and "
+                "reported, but continued only by a version with that number"
+            )
+        while True:
+            self.executor.jobs()  # a controller that cannot see the jobs must not take charge
+            self._load()
+            records = self.state.controllers
+            last = records[-1] if records else None
+            if isinstance(last, Release) and self._idle():
+                return False
+            self._check_claim(records, last)
+            follows = last.controller if isinstance(last, Claim) else None
+            record = Claim(
+                self.place.controller, self.place.owner, self.place.incarnation, follows,
+                self.executor.name, self.limits, self.clock.now(),
+            )  # fmt: skip
+            try:
+                self.folder.create(controller_key(len(records)), record)
+            except SlotTaken:
+                continue  # somebody was quicker: look again
+            self._slot = len(records)
+            self._load()
+            self._look()
+            log.info("took charge run=%s controller=%s follows=%s", run.name, self.place.controller, follows)
+            return True
+
+    def _idle(self) -> bool:
+        """Nothing would be done by whoever took charge now: the run is finished, stopped or halted."""
+        view = plan.View(self.place.controller, self.executor.name, self.executor.survives, {}, set())
+        actions = plan.plan(self.state, view)
+        return bool(actions) and all(isinstance(action, plan.Finish) for action in actions)
+
+    def _check_claim(self, records: Sequence[Claim | Release], last: Claim | Release | None) -> None:
+        if not isinstance(last, Claim):
+            return
+        mine = [at for at, record in enumerate(records) if isinstance(record, Claim) and record.incarnation == self.place.incarnation]
+        if last.incarnation != self.place.incarnation and mine:
+            raise self._overtaken(last)
+        if last.owner != self.place.owner and not self.take_over:
+            raise Overtaken(
+                f"run {self.folder.name!r} is in the charge of {last.owner} (since {last.at:.0f}, this is {self.place.owner}). "
+                "If that controller is gone for good, start with --take-over"
+            )
+
+    def _overtaken(self, by: Claim | Release) -> Overtaken:
+        who = f"{by.owner} ({by.incarnation})" if isinstance(by, Claim) else "another controller, which has finished since"
+        return Overtaken(f"run {self.folder.name!r} was taken over by {who}: this controller has stopped, nothing is lost")
+
+    def _look(self) -> None:
+        """Fence: a higher claim than ours means that another is in charge."""
+        newer = self.folder.keys("controllers", controller_key(self._slot))
+        self._looked = self.clock.monotonic()
+        for key in newer:
+            raise self._overtaken(self.folder.read(key)[0])
+
+    def _load(self) -> None:
+        self.state = self.folder.load()
+        self._networks = answer.Networks()
+        self._fresh = True
+
+    # -- the loop
+
+    def work(self, observer: Callable[["Controller", plan.View], None], pace_seconds: float) -> ReleaseReason | None:
+        """Claim and step until the run needs no controller; None when there was nothing to do."""
+        reason = None
+        while self.claim():
+            while (reason := self._try_step(observer, pace_seconds)) is None:
+                self.executor.wait(pace_seconds)
+            if reason is not ReleaseReason.FINISHED:
+                break
+        return reason
+
+    def _try_step(self, observer: Callable[["Controller", plan.View], None], pace_seconds: float) -> ReleaseReason | None:
+        for pause in range(1, 1_000_000):
+            try:
+                view, reason = self.step()
+                observer(self, view)
+                return reason
+            except StoreUnavailable as error:
+                log.warning("store unavailable, trying again run=%s error=%s", self.folder.name, error)
+                self.executor.wait(min(60.0, pace_seconds * 2 ** min(pause, 10)))
+        return None
+
+    def step(self) -> tuple[plan.View, ReleaseReason | None]:
+        """One round. Returns what was seen, and why the charge was given up once it was."""
+        view = self.observe()
+        try:
+            for _ in range(STAGES):
+                actions = plan.plan(self.state, view)
+                if not actions:
+                    break
+                for action in actions:
+                    if isinstance(action, plan.Finish):
+                        return (view, action.reason) if self._finish(action.reason) else (view, None)
+                    self._act(action, view)
+        except SlotTaken as taken:
+            self._look()
+            log.warning("a predecessor's write landed late, reading again run=%s key=%s", self.folder.name, taken.key)
+            self._load()
+        return view, None
+
+    def observe(self) -> plan.View:
+        """Jobs first, then records: what a job's end promises must be looked for after the end was seen."""
+        jobs = {job.name: job for job in self.executor.jobs()}
+        self._look()
+        for key in self.folder.keys("control", control_key(len(self.state.requests) - 1) if self.state.requests else None):
+            self.state.request(self.folder.read(key)[0])
+        view = plan.View(
+            self.place.controller, self.executor.name, self.executor.survives, jobs, self._seen,
+            interrupted=self.interrupts > 0, now=self.interrupts > 1,
+        )  # fmt: skip
+        for story in self.state.unfinished.values():
+            if story.outcome is None and story.attempts and (self._fresh or self._ended_or_vanished(story, jobs)):
+                self._read_evaluations(story, view)
+        self._seen.update(jobs)
+        self._fresh = False
+        return view
+
+    def _ended_or_vanished(self, story: Story, jobs: dict[str, Job]) -> bool:
+        running = story.running
+        if running is None:
+            return True
+        job = jobs.get(running.job)
+        return job.status is JobStatus.ENDED if job else running.job in self._seen or running.executor == CONTROLLER
+
+    def _read_evaluations(self, story: Story, view: plan.View) -> None:
+        for attempt in range(len(story.attempts)):
+            place = (story.candidate.index, attempt)
+            try:
+                found = self.folder.evaluation(*place)
+            except BadRecord as error:
+                if place not in view.invalid:
+                    log.warning("evaluation is not valid run=%s candidate=%d attempt=%d error=%s", self.folder.name, *place, error)
+                view.invalid.add(place)
+            else:
+                if found is not None:
+                    view.evaluations[place] = found
+
+    # -- acting: the record first, then its effect
+
+    def _act(self, action: plan.Action, view: plan.View) -> None:
+        if self.clock.monotonic() - self._looked > LOOK_SECONDS:
+            self._look()
+        match action:
+            case plan.Accept():
+                self._accept(action, view)
+            case plan.GiveUp():
+                self._give_up(action, view)
+            case plan.EndAttempt():
+                self._end(action, view)
+            case plan.Dispatch():
+                self._dispatch(action, view)
+            case plan.Start():
+                self._start(self.state.stories[action.candidate].attempts[action.attempt], view)
+            case plan.Answer():
+                self._answer(self.state.stories[action.candidate], action.attempt, view)
+            case plan.Propose():
+                self._propose(action.index, view)
+            case plan.Cancel():
+                self.executor.delete(action.job)
+                view.jobs.pop(action.job, None)
+
+    def _stamp(self) -> Stamp:
+        return Stamp(self.place.controller, self.clock.now(), len(self.state.history), len(self.state.requests))
+
+    def _write(self, key: str, record: Record) -> str:
+        return self.folder.create(key, record)
+
+    def _record_outcome(
+        self, story: Story, attempt: int, kind: OutcomeKind, fitness: float | None, held: float, gpus: int, digest: str | None
+    ) -> None:
+        number = len(self.state.history)
+        outcome = Outcome(
+            number, story.candidate.index, attempt, kind, fitness, held, held * gpus, digest, self.state.last_digest, self._stamp()
+        )
+        self.state.outcome(outcome, self._write(history_key(number), outcome))
+        log.info(
+            "outcome run=%s candidate=%d attempt=%d outcome=%s fitness=%s",
+            self.folder.name, story.candidate.index, attempt, kind.value, fitness,
+        )  # fmt: skip
+
+    def _accept(self, action: plan.Accept, view: plan.View) -> None:
+        story = self.state.stories[action.candidate]
+        attempt = story.attempts[action.attempt]
+        kind, fitness, seconds = _result(action.evaluation)
+        job = view.jobs.get(attempt.job)
+        ended = story.ends.get(action.attempt)
+        held = job.held_seconds if job is not None else ended.held_seconds if ended is not None else seconds
+        self._record_outcome(story, action.attempt, kind, fitness, held, attempt.resources.gpus, action.digest)
+
+    def _give_up(self, action: plan.GiveUp, view: plan.View) -> None:
+        story = self.state.stories[action.candidate]
+        self._read_evaluations(story, view)  # the last look before a candidate counts as lost
+        if plan.accepted(story, view) is None:
+            last = story.attempts[-1]
+            self._record_outcome(
+                story, last.attempt, action.outcome, None, story.ends[last.attempt].held_seconds, last.resources.gpus, None
+            )
+
+    def _end(self, action: plan.EndAttempt, view: plan.View) -> None:
+        story = self.state.stories[action.candidate]
+        attempt = story.attempts[action.attempt]
+        job = view.jobs.get(attempt.job) or Job(attempt.job, JobStatus.ENDED)
+        end = End(
+            action.candidate, action.attempt, action.reason, job.message, job.exit_code, job.node,
+            job.held_seconds, job.held_seconds * attempt.resources.gpus, job.log, self._stamp(),
+        )  # fmt: skip
+        self._write(end_key(action.candidate, action.attempt), end)
+        self.state.end(end)
+        log.info("attempt ended run=%s candidate=%d attempt=%d reason=%s", self.folder.name, action.candidate, action.attempt, action.reason.value)
+
+    def _dispatch(self, action: plan.Dispatch, view: plan.View) -> None:
+        story = self.state.stories[action.candidate]
+        number = len(story.attempts)
+        answered = answer.answer(self.state, self._networks, story.candidate, number) is not None
+        attempt = Attempt(
+            action.candidate, number, action.why, CONTROLLER if answered else self.executor.name,
+            job_name(self.folder.name, action.candidate, number), self.resources,
+            action.rejected, self.state.open_attempts, self._stamp(),
+        )  # fmt: skip
+        self._write(attempt_key(action.candidate, number), attempt)
+        self.state.attempt(attempt)
+        if answered:
+            self._answer(story, number, view)
+        else:
+            self._start(attempt, view)
+
+    def _start(self, attempt: Attempt, view: plan.View) -> None:
+        spec = JobSpec(attempt.job, self.folder.name, attempt.candidate, attempt.attempt, attempt.resources)
+        self.executor.start(spec)
+        view.jobs[attempt.job] = Job(attempt.job, JobStatus.PENDING)
+
+    def _answer(self, story: Story, attempt: int, view: plan.View) -> None:
+        evaluation = answer.answer(self.state, self._networks, story.candidate, attempt)
+        key = evaluation_key(story.candidate.index, attempt)
+        if evaluation is not None:
+            try:
+                self._write(key, evaluation)
+            except SlotTaken:
+                log.info("answered before run=%s key=%s", self.folder.name, key)
+        self._read_evaluations(story, view)
+
+    def _propose(self, index: int, view: plan.View) -> None:
+        candidate = derive_candidate(self.folder.run, self.state.past, index)
+        if candidate is None:
+            view.waits = True
+        elif not view.waits:
+            self._write(candidate_key(index), candidate)
+            self.state.candidate(candidate)
+
+    def _finish(self, reason: ReleaseReason) -> bool:
+        """Release, unless a person has asked for something meanwhile."""
+        if self.folder.keys("control", control_key(len(self.state.requests) - 1) if self.state.requests else None):
+            return False
+        release = Release(reason, self._stamp())
+        self._write(controller_key(self._slot + 1), release)
+        self.state.claim_or_release(release)
+        log.info("released run=%s reason=%s", self.folder.name, reason.value)
+        return True
+
+
+def _result(evaluation: Evaluation) -> tuple[OutcomeKind, float | None, float]:
+    """Outcome, fitness and seconds of an evaluation."""
+    if isinstance(evaluation, Failure):
+        return OutcomeKind(evaluation.failure.value), None, evaluation.total_seconds
+    if isinstance(evaluation, Reused):
+        return OutcomeKind.REUSED, evaluation.fitness, 0.0
+    return OutcomeKind.EVALUATED, evaluation.fitness, evaluation.total_seconds

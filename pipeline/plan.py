@@ -1,0 +1,289 @@
+"""What to do next: a pure function of the state and what was just observed. No store, no executor, no clock.
+
+`plan` returns one stage at a time, most urgent first; the controller acts on it and asks again, so that each decision
+is made knowing the ones before: (1) settle what ended, (2) give up, dispatch, start, answer, (3) breed, (4) clean up, finish.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pipeline.executor import Job, JobStatus, job_name
+from search.limits import Desire, Limits
+from search.records import (
+    CONTROLLER,
+    DISRUPTIONS,
+    FREE,
+    Attempt,
+    EndReason,
+    Evaluation,
+    OutcomeKind,
+    ReleaseReason,
+    Why,
+)
+from search.state import State, Story
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Take an attempt's evaluation as the candidate's outcome."""
+
+    candidate: int
+    attempt: int
+    evaluation: Evaluation
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The candidate has used up its attempts: an outcome without an evaluation."""
+
+    candidate: int
+    outcome: OutcomeKind
+
+
+@dataclass(frozen=True, slots=True)
+class EndAttempt:
+    """Record how an open attempt ended."""
+
+    candidate: int
+    attempt: int
+    reason: EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Decide on a new attempt, then start its job."""
+
+    candidate: int
+    why: Why
+    rejected: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Create the job of an open attempt that has none (again)."""
+
+    candidate: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Write the evaluation of an attempt that the controller answers itself."""
+
+    candidate: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Breed the next candidate."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Delete a job whose attempt is concluded."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Give up the charge: nothing is left to do."""
+
+    reason: ReleaseReason
+
+
+Action = Accept | GiveUp | EndAttempt | Dispatch | Start | Answer | Propose | Cancel | Finish
+
+
+@dataclass(slots=True)
+class View:
+    """What a controller sees at one moment."""
+
+    controller: str
+    """Its own id."""
+    executor: str
+    survives: bool
+    """Whether this executor's attempts outlive a controller."""
+    jobs: dict[str, Job]
+    seen: set[str]
+    """Jobs this controller has seen in a list."""
+    evaluations: dict[tuple[int, int], tuple[Evaluation, str]] = field(default_factory=dict)
+    """Valid evaluations found this round, with the SHA-256 of their bytes."""
+    invalid: set[tuple[int, int]] = field(default_factory=set)
+    """Attempts whose evaluation is not valid."""
+    interrupted: bool = False
+    """Ctrl-C: start nothing, let what runs finish."""
+    now: bool = False
+    """Ctrl-C again: end what runs."""
+    refused: bool = False
+    """The executor refused a job this round: no more are tried."""
+    waits: bool = False
+    """The strategy waits for an outcome before it breeds again."""
+
+
+def limits_of(state: State) -> Limits:
+    """The limits in force; a controller has claimed, so there are some."""
+    assert state.limits is not None
+    return state.limits
+
+
+def gpu_seconds(state: State, view: View) -> float:
+    """GPU-seconds recorded, and held by what runs."""
+    running = sum(
+        view.jobs[attempt.job].held_seconds * attempt.resources.gpus
+        for story in state.unfinished.values()
+        if (attempt := story.running) and attempt.job in view.jobs
+    )
+    return state.totals.gpu_seconds + running
+
+
+def holds(state: State, spent_gpu_seconds: float) -> str | None:
+    """Why nothing new is started, in one word; None when nothing holds it."""
+    limits = state.limits
+    if limits is None:
+        return None
+    if state.desire in (Desire.STOP, Desire.STOP_NOW):
+        return "stopped"
+    if state.totals.bugs_since_resume >= limits.max_bugs:
+        return "halted"
+    if state.desire is Desire.PAUSE:
+        return "paused"
+    if limits.max_gpu_hours is not None and spent_gpu_seconds >= limits.max_gpu_hours * 3600:
+        return "budget"
+    return None
+
+
+def plan(state: State, view: View) -> list[Action]:
+    """The next stage's actions; an empty list means: wait."""
+    return (
+        list(_settle(state, view))
+        or list(_work(state, view))
+        or list(_breed(state, view))
+        or list(_clean(state, view))
+        or list(_finish(state, view))
+    )
+
+
+def accepted(story: Story, view: View) -> tuple[int, Evaluation, str] | None:
+    """The first valid evaluation of any attempt of the candidate that was not rejected before."""
+    for attempt in range(len(story.attempts)):
+        found = view.evaluations.get((story.candidate.index, attempt))
+        if found is not None and attempt not in story.rejected:
+            return attempt, *found
+    return None
+
+
+def _settle(state: State, view: View) -> Iterator[Action]:
+    now = view.now or state.desire is Desire.STOP_NOW
+    for index, story in sorted(state.unfinished.items()):
+        found = accepted(story, view) if story.outcome is None else None
+        if found is not None:
+            yield Accept(index, *found)
+        elif (running := story.running) is not None:
+            reason = EndReason.SUPERSEDED if story.outcome is not None else _ended(running, view)
+            if reason is None and now and running.executor != CONTROLLER:
+                reason = EndReason.STOPPED
+            if reason is not None:
+                yield EndAttempt(index, running.attempt, reason)
+
+
+def _ended(attempt: Attempt, view: View) -> EndReason | None:
+    """How an open attempt without a valid evaluation ended, or None: it goes on."""
+    if attempt.executor == CONTROLLER:
+        # Its evaluation is the controller's own work: missing, it is written again; not valid, nothing will mend it but a new attempt.
+        return EndReason.REJECTED if (attempt.candidate, attempt.attempt) in view.invalid else None
+    if attempt.executor != view.executor:
+        return EndReason.HANDED_OVER
+    if not view.survives and attempt.stamp.controller != view.controller:
+        return EndReason.CONTROLLER_LOST
+    job = view.jobs.get(attempt.job)
+    if job is None:
+        return EndReason.GONE if attempt.job in view.seen else None
+    if job.status is not JobStatus.ENDED:
+        return None
+    if (attempt.candidate, attempt.attempt) in view.invalid:
+        return EndReason.REJECTED
+    if job.reason is not None:
+        return job.reason
+    return {0: EndReason.EMPTY, 5: EndReason.MACHINE}.get(job.exit_code or 0, EndReason.KILLED)
+
+
+def given_up(story: Story, limits: Limits) -> OutcomeKind | None:
+    """The outcome of a candidate that has used up its attempts (DESIGN: whose fault), None while it may be tried again."""
+    reasons = [end.reason for end in story.ends.values() if end.reason not in FREE]
+    memory = reasons.count(EndReason.MEMORY)
+    disruptions = sum(reason in DISRUPTIONS for reason in reasons)
+    if memory >= 2:
+        return OutcomeKind.OUT_OF_MEMORY
+    if disruptions > limits.max_disruptions or len(reasons) - disruptions - memory >= limits.max_attempts:
+        return OutcomeKind.LOST
+    return None
+
+
+def _work(state: State, view: View) -> Iterator[Action]:
+    limits = limits_of(state)
+    held = view.interrupted or view.now or holds(state, gpu_seconds(state, view)) is not None
+    room = 0 if view.refused else limits.workers - state.open_attempts
+    pending = sum(job.status is JobStatus.PENDING for job in view.jobs.values())
+    if limits.max_pending is not None:
+        room = min(room, limits.max_pending - pending)
+    for index, story in sorted(state.unfinished.items()):
+        running = story.running
+        if running is not None and running.executor == CONTROLLER:
+            yield Answer(index, running.attempt)
+        elif running is not None and running.job not in view.jobs and not (view.now or view.refused):
+            yield Start(index, running.attempt)
+        elif running is None and (outcome := given_up(story, limits)) is not None:
+            yield GiveUp(index, outcome)
+        elif running is None and not held and room > 0:
+            room -= 1
+            rejected = tuple(sorted(at for candidate, at in view.invalid if candidate == index and at not in story.rejected))
+            yield Dispatch(index, Why.RETRY if story.attempts else Why.FIRST, rejected)
+
+
+def _breed(state: State, view: View) -> Iterator[Action]:
+    limits = limits_of(state)
+    if view.waits or view.interrupted or view.now or holds(state, gpu_seconds(state, view)) is not None:
+        return
+    proposed = len(state.stories)
+    # max_pending holds back breeding too, so that candidates come from a fresh population.
+    waiting = state.in_flight - state.open_attempts
+    if limits.max_pending is not None and waiting >= limits.max_pending:
+        return
+    for index in range(proposed, min(limits.max_evaluations, proposed + limits.workers - state.in_flight)):
+        yield Propose(index)
+
+
+def _clean(state: State, view: View) -> Iterator[Action]:
+    running = {attempt.job for story in state.unfinished.values() if (attempt := story.running)}
+    for name in sorted(view.jobs):
+        if name not in running and _known(state, name):
+            yield Cancel(name)
+
+
+def _known(state: State, name: str) -> bool:
+    """Whether an attempt of ours has this job: a job is never deleted because it is unknown."""
+    head, _, attempt = name.rpartition("-a")
+    _, _, candidate = head.rpartition("-c")
+    if not (candidate.isdigit() and attempt.isdigit() and int(candidate) < len(state.stories)):
+        return False
+    attempts = state.stories[int(candidate)].attempts
+    return int(attempt) < len(attempts) and name == job_name(state.run.name, int(candidate), int(attempt))
+
+
+def _finish(state: State, view: View) -> Iterator[Action]:
+    if view.jobs or any(story.running for story in state.unfinished.values()):
+        return
+    hold = holds(state, gpu_seconds(state, view))
+    if len(state.stories) >= limits_of(state).max_evaluations and not state.unfinished:
+        yield Finish(ReleaseReason.FINISHED)
+    elif hold == "stopped":
+        yield Finish(ReleaseReason.STOPPED)
+    elif hold == "halted":
+        yield Finish(ReleaseReason.HALTED)
+    elif view.interrupted or view.now:
+        yield Finish(ReleaseReason.INTERRUPTED)

@@ -1,0 +1,182 @@
+"""A run's folder in a store: typed records under their keys, and the state that they add up to."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.codec import BadRecord, decode, encode, sha256
+from pipeline.errors import ConfigError, DamagedRun
+from pipeline.store import Store
+from search.records import Attempt, End, Evaluation, Record, Run
+from search.state import Inconsistent, State
+
+
+class SlotTaken(Exception):
+    """Somebody else's bytes are in the slot that was to be written."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def controller_key(number: int) -> str:
+    """Slot of the number-th claim or release."""
+    return f"controllers/{number:06d}.json"
+
+
+def control_key(number: int) -> str:
+    """Slot of the number-th request."""
+    return f"control/{number:06d}.json"
+
+
+def candidate_key(index: int) -> str:
+    """Slot of a candidate."""
+    return f"candidates/{index:06d}.json"
+
+
+def attempt_key(candidate: int, attempt: int) -> str:
+    """Slot of an attempt."""
+    return f"attempts/{candidate:06d}-{attempt}.json"
+
+
+def evaluation_key(candidate: int, attempt: int) -> str:
+    """Slot of what an attempt found."""
+    return f"evaluations/{candidate:06d}-{attempt}.json"
+
+
+def end_key(candidate: int, attempt: int) -> str:
+    """Slot of an attempt's end."""
+    return f"ends/{candidate:06d}-{attempt}.json"
+
+
+def history_key(number: int) -> str:
+    """Slot of an outcome."""
+    return f"history/{number:06d}.json"
+
+
+class RunFolder:
+    """Typed access to one run. Keys in here are relative to the run's folder."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store = store
+        self.name = name
+        self._run: Run | None = None
+
+    @property
+    def run(self) -> Run:
+        """`run.json`, read once."""
+        if self._run is None:
+            try:
+                data = self.store.read(f"{self.name}/run.json")
+            except KeyError:
+                raise ConfigError(f"the store has no run {self.name!r}; `hiernas ls` lists those it has, `hiernas run CONFIG` begins one") from None
+            try:
+                record = decode(data, "run.json", None)
+            except BadRecord as error:
+                raise self.damaged("run.json", error) from error
+            if record.name != self.name:
+                raise self.damaged("run.json", f"it is of run {record.name!r}: the folder was renamed")
+            self._run = record
+        assert self._run is not None
+        return self._run
+
+    def begin(self, run: Run) -> Run:
+        """Create `run.json`, or read the one that is there."""
+        self.store.create(f"{self.name}/run.json", encode(run, "run.json", run.run_id))
+        return self.run
+
+    def exists(self) -> bool:
+        """Whether the run was begun."""
+        return bool(self.store.list(f"{self.name}/run.json"))
+
+    def keys(self, folder: str, after: str | None = None) -> list[str]:
+        """Sorted keys of a folder's objects, past `after` where given."""
+        start = f"{self.name}/"
+        found = self.store.list(f"{start}{folder}/", start + after if after else None)
+        return [key.removeprefix(start) for key in found]
+
+    def keys_of(self, folder: str, candidate: int) -> list[str]:
+        """Sorted keys of a folder's objects of one candidate ('000017-0.json', …)."""
+        start = f"{self.name}/"
+        return [key.removeprefix(start) for key in self.store.list(f"{start}{folder}/{candidate:06d}-")]
+
+    def bytes(self, key: str) -> bytes:
+        """What is stored there; KeyError when absent."""
+        return self.store.read(f"{self.name}/{key}")
+
+    def create(self, key: str, record: Record) -> str:
+        """Write a record into its slot and return the SHA-256 of its bytes; SlotTaken if other bytes are there."""
+        data = encode(record, key, self.run.run_id)
+        if self.store.create(f"{self.name}/{key}", data) != data:
+            raise SlotTaken(key)
+        return sha256(data)
+
+    def read(self, key: str) -> tuple[Any, str]:
+        """The record in a slot and its SHA-256. DamagedRun when it is absent or not valid."""
+        try:
+            data = self.bytes(key)
+            return decode(data, key, self.run.run_id), sha256(data)
+        except KeyError:
+            raise self.damaged(key, "it is missing, though a later record was written only after it") from None
+        except BadRecord as error:
+            raise self.damaged(key, error) from error
+
+    def evaluation(self, candidate: int, attempt: int) -> tuple[Evaluation, str] | None:
+        """What an attempt found and its SHA-256, None if there is nothing yet. BadRecord when it is not valid: never a reason to stop."""
+        key = evaluation_key(candidate, attempt)
+        try:
+            data = self.bytes(key)
+        except KeyError:
+            return None
+        record: Evaluation = decode(data, key, self.run.run_id)
+        if (record.candidate, record.attempt) != (candidate, attempt):
+            raise BadRecord(f"{key}: is of candidate {record.candidate}, attempt {record.attempt}")
+        return record, sha256(data)
+
+    def damaged(self, key: str, what: object) -> DamagedRun:
+        """The error for an object that is not what it must be."""
+        return DamagedRun(
+            f"run {self.name!r} is damaged at {self.name}/{key}: {str(what).removeprefix(key + ': ')}. Nothing was changed. "
+            f"`hiernas verify {self.name}` lists all that is wrong; restore the object from a backup or begin a new run"
+        )
+
+    def load(self) -> State:
+        """Fold every record. What depends is listed before what it depends on, so a live run reads as a whole."""
+        state = State(self.run)
+        history, ends, attempts = self.keys("history"), self.keys("ends"), self.keys("attempts")
+        candidates, requests, controllers = self.keys("candidates"), self.keys("control"), self.keys("controllers")
+        self._fold(requests, control_key, lambda record, _: state.request(record))
+        self._fold(controllers, controller_key, lambda record, _: state.claim_or_release(record))
+        self._fold(candidates, candidate_key, lambda record, _: state.candidate(record))
+        self._fold(attempts, None, lambda record, _: state.attempt(record))
+        self._fold(ends, None, lambda record, _: state.end(record))
+        self._fold(history, history_key, lambda record, digest: state.outcome(record, digest))
+        return state
+
+    def _fold(self, keys: list[str], slot: Callable[[int], str] | None, apply: Callable[[Any, str], None]) -> None:
+        for at, key in enumerate(_in_order(keys) if slot is None else keys):
+            if slot is not None and key != slot(at):
+                raise self.damaged(slot(at), f"it is missing, the next one found is {key}")
+            record, digest = self.read(key)
+            if slot is None and key != _own_key(record):
+                raise self.damaged(key, "its name does not fit its content")
+            try:
+                apply(record, digest)
+            except Inconsistent as error:
+                raise self.damaged(key, error) from error
+
+
+def _in_order(keys: list[str]) -> list[str]:
+    """By candidate and attempt as numbers (attempt 10 comes after 9)."""
+
+    def numbers(key: str) -> tuple[str, int]:
+        candidate, _, attempt = key.removesuffix(".json").rpartition("-")
+        return candidate, int(attempt) if attempt.isdigit() else -1
+
+    return sorted(keys, key=numbers)
+
+
+def _own_key(record: Attempt | End) -> str:
+    make = attempt_key if isinstance(record, Attempt) else end_key
+    return make(record.candidate, record.attempt)
+
+

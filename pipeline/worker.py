@@ -1,0 +1,108 @@
+"""One attempt: read, train, write once, exit. The same function in this process, in a local process and in a pod.
+
+It imports no torch: the trainer is named ('module:function') and imported when there is work, so that the controller,
+which runs attempts inline too, stays light. Exit codes: 0 written (or nothing to do), 1 a bug (written too), 5 this machine is at fault.
+"""
+
+import importlib
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from pipeline.answer import network
+from pipeline.codec import BadRecord
+from pipeline.errors import HiernasError, MachineFault, StoreUnavailable
+from pipeline.run import RunFolder, SlotTaken, attempt_key, candidate_key, end_key, evaluation_key
+from pipeline.store import Store
+from search.graph import Graph, Unbuildable
+from search.records import Attempt, Candidate, Evaluation, Failure, FailureKind, Run
+
+TRAINER = "pipeline.trainer:train"
+"""What workers run unless told otherwise; tests name others."""
+log = logging.getLogger("hiernas.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a trainer needs: the network, and everything that determines its training."""
+
+    run: Run
+    candidate: Candidate
+    attempt: int
+    graph: Graph
+    threads: int
+    data_root: str
+    """Folder that holds the prepared data sets."""
+    started: float
+    """`time.monotonic()` when the attempt began."""
+
+
+Trainer = Callable[[Task], Evaluation]
+"""Trains and returns an evaluation; a failure that is the candidate's own is an evaluation too. MachineFault otherwise."""
+
+
+def load_trainer(name: str) -> Trainer:
+    """Import 'module:function'."""
+    module, _, function = name.partition(":")
+    return cast(Trainer, getattr(importlib.import_module(module), function))
+
+
+def work(store: Store, run: str, candidate: int, attempt: int, trainer: Callable[[], Trainer], data_root: str) -> int:
+    """Run one attempt to its evaluation and return the exit code."""
+    started = time.monotonic()
+    folder = RunFolder(store, run)
+    try:
+        record, _ = folder.read(candidate_key(candidate))
+        decision, _ = folder.read(attempt_key(candidate, attempt))
+        if _superfluous(folder, candidate, attempt):
+            log.info("nothing to do run=%s candidate=%d attempt=%d", run, candidate, attempt)
+            return 0
+        evaluation = _evaluate(folder.run, record, decision, trainer, data_root, started)
+        return _write(folder, evaluation)
+    except (MachineFault, StoreUnavailable) as error:
+        log.error("this machine is at fault run=%s candidate=%d attempt=%d error=%s", run, candidate, attempt, error)
+        return MachineFault.exit_code
+    except HiernasError as error:
+        log.error("attempt failed run=%s candidate=%d attempt=%d error=%s", run, candidate, attempt, error)
+        return MachineFault.exit_code if "store:" in str(error) else error.exit_code
+
+
+def _superfluous(folder: RunFolder, candidate: int, attempt: int) -> bool:
+    """Whether this attempt has ended, or its candidate has a valid evaluation that no attempt rejected."""
+    if end_key(candidate, attempt) in folder.keys_of("ends", candidate):
+        return True
+    attempts: list[Attempt] = [folder.read(key)[0] for key in folder.keys_of("attempts", candidate)]
+    rejected = {number for one in attempts for number in one.rejected}
+    for one in attempts:
+        try:
+            if one.attempt not in rejected and folder.evaluation(candidate, one.attempt) is not None:
+                return True
+        except BadRecord:
+            continue
+    return False
+
+
+def _evaluate(
+    run: Run, candidate: Candidate, attempt: Attempt, trainer: Callable[[], Trainer], data_root: str, started: float
+) -> Evaluation:
+    try:
+        task = Task(run, candidate, attempt.attempt, network(run, candidate), attempt.resources.threads, data_root, started)
+        return trainer()(task)
+    except (MachineFault, StoreUnavailable):
+        raise
+    except Unbuildable as error:
+        kind, message = FailureKind.UNBUILDABLE, str(error)
+    except Exception:  # our own fault, whatever it is: it is recorded with its traceback and stops the run if it repeats
+        kind, message = FailureKind.BUG, traceback.format_exc(limit=20)[-8000:]
+    return Failure(candidate.index, attempt.attempt, kind, message, time.monotonic() - started, None)
+
+
+def _write(folder: RunFolder, evaluation: Evaluation) -> int:
+    try:
+        folder.create(evaluation_key(evaluation.candidate, evaluation.attempt), evaluation)
+    except SlotTaken:
+        log.info("another process of this attempt was quicker run=%s candidate=%d", folder.name, evaluation.candidate)
+    return 1 if isinstance(evaluation, Failure) and evaluation.failure is FailureKind.BUG else 0
