@@ -405,6 +405,7 @@ class Request:
     def __post_init__(self) -> None:
         if not self.changes and self.desire is None:
             raise ValueError("a control request changes nothing; it needs at least one key or a desire")
+        Limits(max_evaluations=1).changed(self.changes)  # unknown keys and impossible values
 
 
 Record = Run | Claim | Release | Candidate | Attempt | Metrics | Failure | Reused | End | Outcome | Request

@@ -1,0 +1,255 @@
+"""The command line: arguments in, one of the other modules called, an exit code out. Nothing is decided here."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.config import load_config
+from pipeline.errors import ConfigError, DamagedRun, HiernasError
+from pipeline.run import RunFolder
+from pipeline.status import story, summary
+from pipeline.store import open_store
+from search.limits import Desire
+from search.records import RUN_NAME, ReleaseReason
+
+DEFAULT_STORE = "runs"
+
+
+def _store_url(given: str | None, configured: str = DEFAULT_STORE) -> str:
+    return given or os.environ.get("HIERNAS_STORE") or configured
+
+
+def _folder(arguments: argparse.Namespace) -> RunFolder:
+    url = _store_url(arguments.store)
+    if "://" not in url and not Path(url).is_dir():
+        raise ConfigError(f"there is no store {url!r} here; give --store URL or set HIERNAS_STORE")
+    if not RUN_NAME.fullmatch(arguments.run):
+        raise ConfigError(f"run name {arguments.run!r} is not possible; `hiernas ls` lists the runs")
+    return RunFolder(open_store(url), arguments.run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from pipeline.launch import launch
+
+    config = load_config(Path(arguments.config))
+    try:
+        if arguments.executor:
+            config = replace(config, executor=replace(config.executor, kind=arguments.executor))
+        if arguments.workers is not None:
+            config = replace(config, limits=config.limits.changed({"workers": arguments.workers}))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    reason = launch(config, _store_url(arguments.store, config.store), arguments.take_over, not arguments.no_lock)
+    return 1 if reason is ReleaseReason.HALTED else 0
+
+
+def _ls(arguments: argparse.Namespace) -> int:
+    url = _store_url(arguments.store)
+    if "://" not in url and not Path(url).is_dir():
+        raise ConfigError(f"there is no store {url!r} here; give --store URL or set HIERNAS_STORE")
+    store = open_store(url)
+    names = sorted({key.split("/", 1)[0] for key in store.list("") if key.endswith("/run.json")})
+    rows = [summary(RunFolder(store, name).load()) for name in names]
+    if arguments.json:
+        print(json.dumps(rows))
+    for row in [] if arguments.json else rows:
+        best = f"{row['best']['fitness']:.2%}" if row["best"] else "-"
+        print(f"{row['run']:40} {row['state']:12} {row['evaluated']}/{row['max_evaluations']} evaluated, best {best}")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    folder = _folder(arguments)
+    while True:
+        found = summary(folder.load())
+        if arguments.json:
+            print(json.dumps(found), flush=True)
+        else:
+            _print_status(found)
+        if not arguments.watch or found["state"] in ("finished", "stopped", "halted"):
+            return 0
+        time.sleep(2)
+
+
+def _print_status(found: dict[str, object]) -> None:
+    for key, value in found.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {inner}" for name, inner in value.items()) or "none"
+        print(f"{key.replace('_', ' '):18}{'-' if value is None else value}", flush=True)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    lines = story(_folder(arguments), arguments.candidate)
+    if not lines:
+        raise ConfigError(f"run {arguments.run!r} has no candidate {arguments.candidate}; see `hiernas status {arguments.run}`")
+    print("\n".join(lines))
+    return 0
+
+
+def _request(desire: Desire | None) -> Callable[[argparse.Namespace], int]:
+    def act(arguments: argparse.Namespace) -> int:
+        from pipeline.launch import in_charge
+        from pipeline.requests import parse_changes, request
+
+        folder = _folder(arguments)
+        folder.load()
+        wanted = Desire.STOP_NOW if desire is Desire.STOP and arguments.now else desire
+        number = request(folder, parse_changes(getattr(arguments, "changes", [])), wanted)
+        waits = "" if in_charge(folder) else "; nobody is in charge of the run now, it takes effect at the next `hiernas run`"
+        print(f"request {number} written{waits}")
+        return 0
+
+    return act
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from pipeline.report import write_report
+
+    folder = _folder(arguments)
+    write_report(folder, Path(arguments.out))
+    print(f"report: {Path(arguments.out) / 'report.html'}")
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from pipeline.explain import explain
+
+    print(explain(arguments.genotype, arguments.space, arguments.recipe, arguments.draw))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from pipeline.verify import Level, verify
+
+    folder = _folder(arguments)
+    if not folder.exists():
+        raise ConfigError(f"the store has no run {arguments.run!r}; `hiernas ls` lists those it has")
+    findings = verify(folder.store, arguments.run)
+    if arguments.json:
+        print(json.dumps([{"level": one.level.value, "key": one.key, "what": one.what} for one in findings]))
+    for finding in [] if arguments.json else findings:
+        print(f"{finding.level.value}: {arguments.run}/{finding.key}: {finding.what}")
+    errors = sum(finding.level is Level.ERROR for finding in findings)
+    if errors:
+        raise DamagedRun(f"run {arguments.run!r} is damaged: {errors} errors, listed above")
+    if not arguments.json:
+        print(f"run {arguments.run!r} is whole: every record valid, every candidate re-derived, every invariant holds")
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from pipeline import prepare
+
+    root = Path(arguments.data_root)
+    for name in arguments.names:
+        if name == "digits":
+            dataset = prepare.prepare_digits(root / name)
+        elif arguments.source is None:
+            raise ConfigError(f"data set {name!r} is made from a local copy: give --source FOLDER (nothing is downloaded)")
+        else:
+            dataset = prepare.prepare_cifar(name, Path(arguments.source), root / name)
+        counts = ", ".join(f"{split.images} {part}" for part, split in dataset.splits.items())
+        print(f"{root / name}: {counts} images, digest {dataset.digest[:16]}")
+    return 0
+
+
+def _worker(arguments: argparse.Namespace) -> int:
+    import logging
+
+    from pipeline.worker import TRAINER, load_trainer, work
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    store = open_store(_store_url(arguments.store))
+    return work(store, arguments.run, arguments.candidate, arguments.attempt, lambda: load_trainer(TRAINER), arguments.data_root)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their arguments."""
+    top = argparse.ArgumentParser(
+        prog="hiernas",
+        description="Search for neural network architectures: hierarchical evolution (Liu et al. 2018).",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad usage or config, 3 overtaken by another controller, 4 damaged run, 5 this machine is at fault.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, act: Callable[[argparse.Namespace], int], text: str, run: bool = True, store: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(act=act)
+        if run:
+            command.add_argument("run", metavar="RUN", help="name of the run")
+        if store:
+            command.add_argument("--store", metavar="URL", help=f"a path or file:///path (default: $HIERNAS_STORE, else {DEFAULT_STORE})")
+        return command
+
+    run = add("run", _run, "Begin or continue a search in the foreground. Ctrl-C once drains, twice stops now; both can be resumed.", run=False)
+    run.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/demo.yaml")
+    run.add_argument("--executor", choices=("inline", "processes"), help="where attempts run (default: the config's)")
+    run.add_argument("--workers", type=int, metavar="N", help="attempts open at once (default: the config's)")
+    run.add_argument("--take-over", action="store_true", help="take charge of a run that another owner's controller has left, or replace a running one")
+    run.add_argument("--no-lock", action="store_true", help=argparse.SUPPRESS)
+
+    add("ls", _ls, "List the runs of a store.", run=False).add_argument("--json", action="store_true", help="for scripts")
+    status = add("status", _status, "Say where a run stands, from its records.")
+    status.add_argument("--json", action="store_true", help="for scripts")
+    status.add_argument("--watch", action="store_true", help="again every 2 seconds until it has ended")
+    add("show", _show, "Tell one candidate's whole story.").add_argument("candidate", type=int, metavar="N", help="index of the candidate")
+    add("set", _request(None), "Change limits of a run, while it runs or before it goes on.").add_argument(
+        "changes", nargs="+", metavar="NAME=VALUE", help="for example workers=4 max_evaluations=200 max_gpu_hours=none"
+    )
+    add("pause", _request(Desire.PAUSE), "Start nothing new; what runs goes on.")
+    add("resume", _request(Desire.RUN), "Go on after pause, stop or a halt.")
+    add("stop", _request(Desire.STOP), "Let what runs finish, then end the controller. The run stays stopped until `resume`.").add_argument(
+        "--now", action="store_true", help="end what runs too; it costs its candidates nothing"
+    )
+    add("report", _report, "Write a report: one HTML file, figures, the best genotype.").add_argument("--out", required=True, metavar="DIR", help="folder for it")
+    add("verify", _verify, "Check every record, re-derive every candidate. Changes nothing.").add_argument("--json", action="store_true", help="for scripts")
+
+    explain = add("explain", _explain, "Explain a genotype: its matrices, its network's cost, its drawing.", run=False, store=False)
+    explain.add_argument("--genotype", required=True, metavar="TEXT", help="as `hiernas status` prints it")
+    explain.add_argument("--space", default="liu2018-hierarchical", metavar="NAME", help="its search space (default: %(default)s)")
+    explain.add_argument("--recipe", default="liu2018-search", metavar="NAME", help="recipe whose model is counted, on 32×32 colour images of 10 classes (default: %(default)s)")
+    explain.add_argument("--draw", metavar="FILE", help="also draw it into a .png or .svg file")
+
+    data = commands.add_parser("data", help="Prepare data sets.", description="Prepare data sets.")
+    prepare = data.add_subparsers(required=True, metavar="COMMAND").add_parser("prepare", help="make data sets ready for workers", description="Make data sets ready for workers. Nothing is downloaded.")
+    prepare.set_defaults(act=_prepare)
+    prepare.add_argument("names", nargs="+", choices=("digits", "cifar10", "cifar100"), metavar="NAME", help="digits (comes with scikit-learn), cifar10, cifar100")
+    prepare.add_argument("--source", metavar="FOLDER", help="local copy of CIFAR, as torchvision keeps it")
+    prepare.add_argument("--data-root", default="data", metavar="FOLDER", help="where prepared data sets are kept (default: %(default)s)")
+
+    worker = add("worker", _worker, "Run one attempt: what a job runs.", run=False)
+    worker.add_argument("--run", required=True, metavar="NAME", help="name of the run")
+    worker.add_argument("--candidate", required=True, type=int, metavar="N", help="index of the candidate")
+    worker.add_argument("--attempt", required=True, type=int, metavar="N", help="number of the attempt")
+    worker.add_argument("--data-root", default="data", metavar="FOLDER", help="folder of the prepared data sets (default: %(default)s)")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `hiernas`."""
+    given = parser().parse_args(arguments)
+    try:
+        code: int = given.act(given)
+        sys.stdout.flush()
+        return code
+    except HiernasError as error:
+        print(f"hiernas: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:
+        print(f"hiernas: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
