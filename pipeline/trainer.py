@@ -1,5 +1,8 @@
 """What a worker does with a task: read the data, train, say what came of it. The only module of the pipeline that reaches torch."""
 
+import platform
+import resource
+import sys
 import time
 from pathlib import Path
 
@@ -8,10 +11,33 @@ import torch
 from pipeline.errors import MachineFault
 from pipeline.worker import Task
 from search.cost import cost
-from search.data import SearchData
+from search.data import open_search
 from search.dataset import DataError
 from search.records import Evaluation, Failure, FailureKind, Machine, Metrics, Repeat
-from search.training import CandidateFailure, train
+from search.training import CandidateFailure
+from search.training import train as train_network
 
 
-def train(task: Task) -> Evaluation: ...
+def train(task: Task) -> Evaluation:
+    """See pipeline.worker.Trainer."""
+    run, candidate = task.run, task.candidate
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine = Machine(
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
+        task.threads, run.recipe.precision.value, {"python": platform.python_version(), "torch": str(torch.__version__)},
+    )  # fmt: skip
+    try:
+        data = open_search(Path(task.data_root) / run.data.name, run.data.digest, device)
+        result = train_network(task.graph, run.recipe, data, candidate.seed, device, task.threads)
+    except DataError as error:
+        raise MachineFault(str(error)) from error
+    except CandidateFailure as error:
+        return Failure(candidate.index, task.attempt, FailureKind(error.failure), str(error), time.monotonic() - task.started, machine)
+    found = cost(task.graph, run.recipe.batch)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = result.peak_memory_bytes or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    repeats = tuple(Repeat(one.accuracy, one.loss, one.train_seconds, one.evaluate_seconds, one.curve) for one in result.repeats)
+    return Metrics(
+        candidate.index, task.attempt, result.fitness, repeats, found.parameters, found.multiply_adds, task.graph.digest,
+        peak, run.data.digest, time.monotonic() - task.started, machine,
+    )  # fmt: skip
