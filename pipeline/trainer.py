@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo  # torch imports it (2 s) when the first optimiser is made; here the fork server does, once for all workers
 
 from pipeline.errors import MachineFault
 from pipeline.worker import Task

@@ -2,10 +2,13 @@
 
 The order of images and every crop and flip are drawn on the CPU as pure functions of (seed, repeat, epoch or step), so they
 depend neither on the device nor on the network. No early stopping: fitness is the accuracy after the last step.
+It must not choose precision, steps or batch by the device it finds (they are the recipe's), print, or look at test images.
 """
 
 import math
+import os
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,11 +21,17 @@ from search.network import Network, build
 from search.recipe import Recipe
 from search.stream import derive
 
-EVALUATION_BATCH = 512
+Clock = Callable[[], float]
+"""Seconds since any moment, never going back."""
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator", "can't allocate memory", "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED",
+)  # fmt: skip
+"""How libraries below torch's own allocator say it: as a plain RuntimeError with one of these in its text."""
 
 
 class CandidateFailure(Exception):
-    """A failure that is the candidate's own: `failure` is 'out_of_memory', 'diverged' or 'time_limit'."""
+    """A failure that is the candidate's own. `failure` is 'out_of_memory', 'diverged' or 'time_limit' (FailureKind's values)."""
 
     def __init__(self, failure: str, message: str) -> None:
         super().__init__(message)
@@ -34,141 +43,213 @@ class RepeatResult:
     """One of the independent trainings."""
 
     accuracy: float
+    """Share of the validation images named right after the last step (U10)."""
     loss: float
+    """Mean validation loss (cross-entropy, nats)."""
     train_seconds: float
+    """Building the network included."""
     evaluate_seconds: float
     curve: tuple[tuple[int, float], ...]
+    """(steps done, mean training loss since the point before)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """All repeats; `fitness` is their mean accuracy."""
+    """All repeats of one candidate, and on what they ran."""
 
     fitness: float
+    """Mean accuracy of the repeats."""
     repeats: tuple[RepeatResult, ...]
     peak_memory_bytes: int
+    """Largest allocation on the device, data set included; 0 on the CPU, where torch does not count."""
     device: str
+    threads: int
+    precision: str
+    versions: dict[str, str]
 
 
 def configure(threads: int) -> None:
-    """Same candidate, same machine, same threads: the same metrics bit for bit."""
+    """Set this process up so that the same candidate on the same machine and thread count has the same metrics, bit for bit."""
     torch.set_num_threads(threads)
+    # cuBLAS is deterministic only with a workspace of fixed size, and torch refuses to run deterministically without it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # Nothing here reads uninitialised memory; filling it costs time. (mypy: torch sets this attribute by a property.)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def permutation(seed: int, repeat: int, epoch: int, images: int) -> torch.Tensor:
-    """A new order each epoch (U14): int64, every image once."""
+    """Order of one epoch (U14): int64, each of 0 … images-1 once."""
     generator = torch.Generator().manual_seed(derive(seed, "order", repeat, epoch))
     return torch.randperm(images, generator=generator)
 
 
 def augmentation(seed: int, repeat: int, step: int, batch: int, offsets: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crop corners (batch × 2, each below `offsets`) and flips (batch, bool) of one step."""
+    """One step's table: top left corners (int64, batch × 2: row, column, each below `offsets`) and flips (bool, batch)."""
     generator = torch.Generator().manual_seed(derive(seed, "augmentation", repeat, step))
     corners = torch.randint(offsets, (batch, 2), generator=generator)
     return corners, torch.rand(batch, generator=generator) < 0.5
 
 
-def _augment(images: torch.Tensor, recipe: Recipe, seed: int, repeat: int, step: int) -> torch.Tensor:
-    """Cropped and flipped batch: N × C × crop × crop."""
-    size = images.shape[-1]
-    crop = recipe.crop or size
+def augment(images: torch.Tensor, recipe: Recipe, seed: int, repeat: int, step: int) -> torch.Tensor:
+    """Padded, cropped and flipped as the step's table says: N × C × S × S to N × C × crop × crop (S where crop is None)."""
+    crop = recipe.crop or images.shape[-1]
     if recipe.padding:
         images = functional.pad(images, [recipe.padding] * 4)
-    corners, flips = augmentation(seed, repeat, step, len(images), images.shape[-1] - crop + 1)
-    if images.shape[-1] != crop:
-        span = torch.arange(crop)
-        rows = (corners[:, :1] + span).to(images.device)
-        columns = (corners[:, 1:] + span).to(images.device)
-        at = torch.arange(len(images), device=images.device)
-        images = images[at[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    offsets = images.shape[-1] - crop + 1
+    if offsets == 1 and not recipe.flip:
+        return images
+    device = images.device
+    corners, flips = augmentation(seed, repeat, step, len(images), offsets)
+    rows, columns = (corners[:, axis, None] + torch.arange(crop) for axis in (0, 1))
     if recipe.flip:
-        images = torch.where(flips.to(images.device)[:, None, None, None], images.flip(-1), images)
-    return images
+        columns = torch.where(flips[:, None], columns.flip(1), columns)
+    at = torch.arange(len(images), device=device)[:, None, None]
+    picked = images[at, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+    return picked.permute(0, 3, 1, 2)  # indexing around a slice puts the channels last
 
 
-def _evaluate(network: Network, data: Images) -> tuple[float, float]:
-    """(accuracy, mean loss) on full images."""
+def curve_steps(recipe: Recipe) -> tuple[int, ...]:
+    """Numbers of steps after which the learning curve has a point: evenly spaced, the last step among them."""
+    return tuple(sorted({recipe.steps * point // recipe.curve_points for point in range(1, recipe.curve_points + 1)} - {0}))
+
+
+def _layout(device: torch.device) -> torch.memory_format:
+    """Channels last on a CPU, where it was measured to be faster (search-sized network: 72 to 46 ms a step on one core); torch's
+    default on CUDA, where it was not measured."""
+    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+
+
+def _evaluate(network: Network, data: Images, batch: int) -> tuple[float, float]:
+    """(accuracy, mean loss) on full images, with the batch norms' running statistics."""
     network.eval()
-    right = loss = 0.0
+    layout = _layout(data.labels.device)
+    right = torch.zeros((), dtype=torch.int64, device=data.labels.device)
+    loss = torch.zeros((), dtype=torch.float64, device=data.labels.device)
     with torch.inference_mode():
-        for images, labels in zip(data.images.split(EVALUATION_BATCH), data.labels.split(EVALUATION_BATCH), strict=True):
-            logits = network(images)
-            loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-            right += float((logits.argmax(1) == labels).sum())
-    return right / len(data.labels), loss / len(data.labels)
+        for images, labels in zip(torch.split(data.images, batch), torch.split(data.labels, batch), strict=True):
+            logits = network(images.contiguous(memory_format=layout))
+            loss += functional.cross_entropy(logits, labels, reduction="sum")
+            right += (logits.argmax(1) == labels).sum()
+    return int(right) / len(data.labels), float(loss) / len(data.labels)
 
 
-def _repeat(graph: Graph, recipe: Recipe, data: SearchData, seed: int, repeat: int, device: torch.device, check: Callable[[], None], clock: Callable[[], float]) -> RepeatResult:
-    began = clock()
-    network = build(graph, seed, repeat).to(device)
-    optimiser = torch.optim.SGD(network.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    count = len(data.train.labels)
-    batches = count // recipe.batch  # the last partial batch is dropped (U14)
-    every = max(1, recipe.steps // recipe.curve_points) if recipe.curve_points else recipe.steps
-    curve: list[tuple[int, float]] = []
-    since = torch.zeros((), device=device)
-    network.train()
-    for step in range(recipe.steps):
-        check()
-        epoch, place = divmod(step, batches)
-        if place == 0:
-            order = permutation(seed, repeat, epoch, count).to(device)
-        chosen = order[place * recipe.batch : (place + 1) * recipe.batch]
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate_at(step)
-        images = _augment(data.train.images[chosen], recipe, seed, repeat, step)
-        loss = functional.cross_entropy(network(images), data.train.labels[chosen])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        since += loss.detach()
-        if (step + 1) % every == 0 or step + 1 == recipe.steps:
-            mean = float(since) / (step + 1 - (curve[-1][0] if curve else 0))
-            if not math.isfinite(mean):
-                raise CandidateFailure("diverged", f"training loss is {mean} before step {step + 1}")
-            curve.append((step + 1, mean))
-            since.zero_()
-    trained = clock()
-    accuracy, validation_loss = _evaluate(network, data.validation)
-    if not math.isfinite(validation_loss):
-        raise CandidateFailure("diverged", f"validation loss is {validation_loss}")
-    return RepeatResult(accuracy, validation_loss, trained - began, clock() - trained, tuple(curve))
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """What the repeats of one candidate share."""
+
+    graph: Graph
+    recipe: Recipe
+    data: SearchData
+    seed: int
+    device: torch.device
+    clock: Clock
+    deadline: float
+
+    def check_time(self) -> None:
+        if self.clock() > self.deadline:
+            raise CandidateFailure("time_limit", f"took longer than its limit of {self.recipe.time_limit_seconds:g} s")
+
+    def repeat(self, repeat: int) -> RepeatResult:
+        """One independent training and its evaluation."""
+        began = self.clock()
+        network = build(self.graph, self.seed, repeat).to(self.device).to(memory_format=_layout(self.device))
+        curve = self._fit(network, repeat)
+        trained = self.clock()  # the device has finished: the last loss was read
+        self.check_time()
+        accuracy, loss = _evaluate(network, self.data.validation, self.recipe.batch)
+        if not math.isfinite(loss):
+            raise CandidateFailure("diverged", f"validation loss of repeat {repeat} is {loss}")
+        return RepeatResult(accuracy, loss, trained - began, self.clock() - trained, curve)
+
+    def _fit(self, network: Network, repeat: int) -> tuple[tuple[int, float], ...]:
+        recipe, train = self.recipe, self.data.train
+        optimiser = torch.optim.SGD(  # U13: no Nesterov, weight decay on all parameters
+            network.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+        )
+        batches = len(train.labels) // recipe.batch  # the last partial batch of an epoch is dropped (U14)
+        points = curve_steps(recipe)
+        layout = _layout(self.device)
+        curve: list[tuple[int, float]] = []
+        since, total = 0, torch.zeros((), device=self.device)
+        network.train()
+        for step in range(recipe.steps):
+            self.check_time()
+            epoch, place = divmod(step, batches)
+            if place == 0:
+                order = permutation(self.seed, repeat, epoch, len(train.labels)).to(self.device)
+            chosen = order[place * recipe.batch : (place + 1) * recipe.batch]
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.learning_rate_at(step)
+            images = augment(train.images[chosen], recipe, self.seed, repeat, step)
+            loss = functional.cross_entropy(network(images.contiguous(memory_format=layout)), train.labels[chosen])
+            optimiser.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            optimiser.step()
+            total += loss.detach()
+            if step + 1 in points or step + 1 == recipe.steps:  # only here is the device waited for
+                mean = float(total) / (step + 1 - since)
+                if not math.isfinite(mean):
+                    raise CandidateFailure("diverged", f"training loss of repeat {repeat} is {mean} by step {step + 1}")
+                if recipe.curve_points:
+                    curve.append((step + 1, mean))
+                since = step + 1
+                total.zero_()
+        return tuple(curve)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "DefaultCPUAllocator" in str(error)
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
-def train(graph: Graph, recipe: Recipe, data: SearchData, seed: int, device: torch.device, threads: int, clock: Callable[[], float] = time.monotonic) -> TrainingResult:
-    """Train `recipe.repeats` times and evaluate; CandidateFailure when that is the candidate's own failure.
+def _check(graph: Graph, recipe: Recipe, data: SearchData) -> None:
+    """ValueError when the recipe and the network do not fit the data: the config's fault, so not a CandidateFailure."""
+    count, channels, _, size = data.train.images.shape
+    if recipe.batch > count:
+        raise ValueError(f"recipe {recipe.name!r}: batch is {recipe.batch}, but the training split has {count} images")
+    if recipe.crop is not None and recipe.crop > size + 2 * recipe.padding:
+        raise ValueError(
+            f"recipe {recipe.name!r}: crop is {recipe.crop}, but images of {size} with padding {recipe.padding} "
+            f"are {size + 2 * recipe.padding} wide"
+        )
+    if graph.operations[0].width != channels:
+        raise ValueError(f"the network takes {graph.operations[0].width} channels, the images have {channels}")
 
-    ValueError when the recipe does not fit the data (batch or crop larger than there is).
+
+def train(
+    graph: Graph, recipe: Recipe, data: SearchData, seed: int, device: torch.device, threads: int, clock: Clock = time.monotonic
+) -> TrainingResult:
+    """Train `recipe.repeats` times on `device`, where the data lies, and evaluate each on the validation images.
+
+    CandidateFailure: the candidate's own failure. ValueError: recipe and data do not fit. Same arguments on the same machine:
+    the same metrics, bit for bit; for that it configures torch for the whole process.
     """
-    if recipe.batch > len(data.train.labels):
-        raise ValueError(f"recipe.batch is {recipe.batch}, the training split has {len(data.train.labels)} images")
-    room = data.train.images.shape[-1] + 2 * recipe.padding
-    if recipe.crop is not None and recipe.crop > room:
-        raise ValueError(f"recipe.crop is {recipe.crop}, the padded images are {room} wide")
+    _check(graph, recipe, data)
     configure(threads)
-    began = clock()
-
-    def check() -> None:
-        if recipe.time_limit_seconds is not None and clock() - began > recipe.time_limit_seconds:
-            raise CandidateFailure("time_limit", f"took longer than {recipe.time_limit_seconds:g} s")
-
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
+    limit = math.inf if recipe.time_limit_seconds is None else recipe.time_limit_seconds
+    training = _Training(graph, recipe, data, seed, device, clock, clock() + limit)
     try:
-        repeats = tuple(_repeat(graph, recipe, data, seed, repeat, device, check, clock) for repeat in range(recipe.repeats))
-    except RuntimeError as error:
+        repeats = tuple(training.repeat(repeat) for repeat in range(recipe.repeats))
+    except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise CandidateFailure("out_of_memory", str(error).splitlines()[0]) from error
-    fitness = sum(one.accuracy for one in repeats) / len(repeats)
-    peak = torch.cuda.max_memory_allocated(device) if cuda else 0
-    return TrainingResult(fitness, repeats, peak, torch.cuda.get_device_name(device) if cuda else "cpu")
+        traceback.clear_frames(error.__traceback__)  # else the error keeps the network's tensors alive
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        raise CandidateFailure("out_of_memory", text) from error
+    return TrainingResult(
+        fitness=sum(one.accuracy for one in repeats) / len(repeats),
+        repeats=repeats,
+        peak_memory_bytes=torch.cuda.max_memory_allocated(device) if cuda else 0,
+        device=torch.cuda.get_device_name(device) if cuda else "cpu",
+        threads=threads,
+        precision=recipe.precision.value,
+        versions={"torch": str(torch.__version__), **({"cuda": str(torch.version.cuda)} if cuda else {})},
+    )
