@@ -46,7 +46,8 @@ def answer(state: State, networks: Networks, candidate: Candidate, attempt: int)
         source = networks.first.get(graph.digest)
         if source is not None:
             outcome = state.stories[source].outcome
-            assert outcome is not None and outcome.fitness is not None
+            assert outcome is not None
+            assert outcome.fitness is not None
             return Reused(candidate.index, attempt, outcome.fitness, source)
     return None
 

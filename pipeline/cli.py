@@ -207,19 +207,27 @@ def parser() -> argparse.ArgumentParser:
     add("stop", _request(Desire.STOP), "Let what runs finish, then end the controller. The run stays stopped until `resume`.").add_argument(
         "--now", action="store_true", help="end what runs too; it costs its candidates nothing"
     )
-    add("report", _report, "Write a report: one HTML file, figures, the best genotype.").add_argument("--out", required=True, metavar="DIR", help="folder for it")
+    add("report", _report, "Write a report: one HTML file, figures, the best genotype.").add_argument(
+        "--out", required=True, metavar="DIR", help="folder for it"
+    )
     add("verify", _verify, "Check every record, re-derive every candidate. Changes nothing.").add_argument("--json", action="store_true", help="for scripts")
 
     explain = add("explain", _explain, "Explain a genotype: its matrices, its network's cost, its drawing.", run=False, store=False)
     explain.add_argument("--genotype", required=True, metavar="TEXT", help="as `hiernas status` prints it")
     explain.add_argument("--space", default="liu2018-hierarchical", metavar="NAME", help="its search space (default: %(default)s)")
-    explain.add_argument("--recipe", default="liu2018-search", metavar="NAME", help="recipe whose model is counted, on 32×32 colour images of 10 classes (default: %(default)s)")
+    explain.add_argument(
+        "--recipe", default="liu2018-search", metavar="NAME", help="recipe whose model is counted, on 32×32 colour images of 10 classes (default: %(default)s)"
+    )
     explain.add_argument("--draw", metavar="FILE", help="also draw it into a .png or .svg file")
 
     data = commands.add_parser("data", help="Prepare data sets.", description="Prepare data sets.")
-    prepare = data.add_subparsers(required=True, metavar="COMMAND").add_parser("prepare", help="make data sets ready for workers", description="Make data sets ready for workers. Nothing is downloaded.")
+    prepare = data.add_subparsers(required=True, metavar="COMMAND").add_parser(
+        "prepare", help="make data sets ready for workers", description="Make data sets ready for workers. Nothing is downloaded."
+    )
     prepare.set_defaults(act=_prepare)
-    prepare.add_argument("names", nargs="+", choices=("digits", "cifar10", "cifar100"), metavar="NAME", help="digits (comes with scikit-learn), cifar10, cifar100")
+    prepare.add_argument(
+        "names", nargs="+", choices=("digits", "cifar10", "cifar100"), metavar="NAME", help="digits (comes with scikit-learn), cifar10, cifar100"
+    )
     prepare.add_argument("--source", metavar="FOLDER", help="local copy of CIFAR, as torchvision keeps it")
     prepare.add_argument("--data-root", default="data", metavar="FOLDER", help="where prepared data sets are kept (default: %(default)s)")
 

@@ -42,12 +42,16 @@ _TYPES: dict[str, tuple[str, Any]] = {
 FOLDERS = tuple(_TYPES)
 
 
+def _only(value: str | int) -> Any:
+    return Literal[value]
+
+
 def _envelope(schema: str, record: Any) -> type[BaseModel]:
     return create_model(
         f"Envelope_{schema}",
         __config__=STRICT,
-        schema_name=(Literal[schema], ...),
-        version=(Literal[VERSION], ...),
+        schema_name=(_only(schema), ...),
+        version=(_only(VERSION), ...),
         run_id=(str, ...),
         key=(str, ...),
         record=(record, ...),

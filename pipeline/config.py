@@ -78,9 +78,7 @@ class Config:
         try:
             return Dataset.from_json(path.read_bytes())
         except FileNotFoundError:
-            raise ConfigError(
-                f"data set {self.data!r} is not prepared: {path} does not exist; run `hiernas data prepare {self.data}` first"
-            ) from None
+            raise ConfigError(f"data set {self.data!r} is not prepared: {path} does not exist; run `hiernas data prepare {self.data}` first") from None
         except (DataError, OSError) as error:
             raise ConfigError(f"data set {self.data!r}: {path}: {error}") from error
 
@@ -118,7 +116,7 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]  # yaml's stubs lack it
+        key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no text", key_node.start_mark)
         if key in seen:

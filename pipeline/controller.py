@@ -64,8 +64,14 @@ class Controller:
     """One controller of one run. `claim`, then `step` until it returns a reason, or `work` for all of that."""
 
     def __init__(
-        self, folder: RunFolder, executor: Executor, clock: Clock, place: Place, limits: Limits,
-        resources: Resources, take_over: bool = False,
+        self,
+        folder: RunFolder,
+        executor: Executor,
+        clock: Clock,
+        place: Place,
+        limits: Limits,
+        resources: Resources,
+        take_over: bool = False,
     ) -> None:
         self.folder, self.executor, self.clock, self.place = folder, executor, clock, place
         self.limits, self.resources, self.take_over = limits, resources, take_over
@@ -254,13 +260,9 @@ class Controller:
     def _write(self, key: str, record: Record) -> str:
         return self.folder.create(key, record)
 
-    def _record_outcome(
-        self, story: Story, attempt: int, kind: OutcomeKind, fitness: float | None, held: float, gpus: int, digest: str | None
-    ) -> None:
+    def _record_outcome(self, story: Story, attempt: int, kind: OutcomeKind, fitness: float | None, held: float, gpus: int, digest: str | None) -> None:
         number = len(self.state.history)
-        outcome = Outcome(
-            number, story.candidate.index, attempt, kind, fitness, held, held * gpus, digest, self.state.last_digest, self._stamp()
-        )
+        outcome = Outcome(number, story.candidate.index, attempt, kind, fitness, held, held * gpus, digest, self.state.last_digest, self._stamp())
         self.state.outcome(outcome, self._write(history_key(number), outcome))
         log.info(
             "outcome run=%s candidate=%d attempt=%d outcome=%s fitness=%s",
@@ -281,9 +283,7 @@ class Controller:
         self._read_evaluations(story, view)  # the last look before a candidate counts as lost
         if plan.accepted(story, view) is None:
             last = story.attempts[-1]
-            self._record_outcome(
-                story, last.attempt, action.outcome, None, story.ends[last.attempt].held_seconds, last.resources.gpus, None
-            )
+            self._record_outcome(story, last.attempt, action.outcome, None, story.ends[last.attempt].held_seconds, last.resources.gpus, None)
 
     def _end(self, action: plan.EndAttempt, view: plan.View) -> None:
         story = self.state.stories[action.candidate]

@@ -73,4 +73,3 @@ class Executor(Protocol):
 def job_name(run: str, candidate: int, attempt: int) -> str:
     """Name of an attempt's job: at most 40 + 13 characters, a DNS label."""
     return f"{run}-c{candidate:06d}-a{attempt}"
-

@@ -71,7 +71,10 @@ def alone(store: object, name: str, take_over: bool) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            print(f"hiernas: another process of this machine works on run {name!r}; waiting for it (Ctrl-C to give up, --take-over to replace it)", file=sys.stderr)
+            print(
+                f"hiernas: another process of this machine works on run {name!r}; waiting for it (Ctrl-C to give up, --take-over to replace it)",
+                file=sys.stderr,
+            )
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -92,9 +95,7 @@ def launch(config: Config, store_url: str, take_over: bool, lock: bool = True, t
     with alone(store, config.run, take_over or not lock):
         begin(config, folder)
         executor = executor_for(config, store_url, trainer)
-        controller = Controller(
-            folder, executor, SystemClock(), place(), config.limits, config.executor.resources(), take_over
-        )
+        controller = Controller(folder, executor, SystemClock(), place(), config.limits, config.executor.resources(), take_over)
         try:
             with _interruptible(controller), Progress() as progress:
                 reason = controller.work(progress, PACE_SECONDS)
@@ -121,7 +122,7 @@ def closing(controller: Controller, reason: ReleaseReason | None) -> str:
 def _interruptible(controller: Controller) -> Iterator[None]:
     """Ctrl-C once drains, twice stops now; SIGTERM stops now. All of them can be resumed."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, _: FrameType | None) -> None:
         controller.interrupts += 1 if number == signal.SIGINT else 2
         told = ("waiting for what runs to finish; Ctrl-C again to end it now", "ending what runs now")[controller.interrupts > 1]
         os.write(2, f"\nhiernas: {told}\n".encode())
@@ -138,4 +139,3 @@ def in_charge(folder: RunFolder) -> bool:
     """Whether somebody has claimed the run and not released it (it may have died since)."""
     state = folder.load()
     return bool(state.controllers) and not isinstance(state.controllers[-1], Release)
-

@@ -159,13 +159,7 @@ def holds(state: State, spent_gpu_seconds: float) -> str | None:
 
 def plan(state: State, view: View) -> list[Action]:
     """The next stage's actions; an empty list means: wait."""
-    return (
-        list(_settle(state, view))
-        or list(_work(state, view))
-        or list(_breed(state, view))
-        or list(_clean(state, view))
-        or list(_finish(state, view))
-    )
+    return list(_settle(state, view)) or list(_work(state, view)) or list(_breed(state, view)) or list(_clean(state, view)) or list(_finish(state, view))
 
 
 def accepted(story: Story, view: View) -> tuple[int, Evaluation, str] | None:

@@ -106,8 +106,7 @@ def _already(name: str, folder: Path) -> Dataset | None:
             raise DataError(f"it holds the data set {dataset.name!r}, not {name!r}")
     except (OSError, DataError) as error:
         raise HiernasError(
-            f"{folder}: is there already, but is not the whole prepared data set {name!r}: {error}. "
-            "Move it away or delete it, then prepare again"
+            f"{folder}: is there already, but is not the whole prepared data set {name!r}: {error}. Move it away or delete it, then prepare again"
         ) from error
     log.info("already prepared and whole data=%s folder=%s", name, folder)
     return dataset

@@ -80,7 +80,12 @@ class Progress:
         running = sum(job.status is JobStatus.RUNNING for job in view.jobs.values())
         table = Table.grid(padding=(0, 2))
         best = f"{state.best.fitness:.2%}" if state.best and state.best.fitness is not None else "none yet"
-        table.add_row("evaluated", f"[bold]{len(state.history)}[/] of {total}", "best", f"[bold green]{best}[/]" + (f" candidate {state.best.candidate}" if state.best else ""))
+        table.add_row(
+            "evaluated",
+            f"[bold]{len(state.history)}[/] of {total}",
+            "best",
+            f"[bold green]{best}[/]" + (f" candidate {state.best.candidate}" if state.best else ""),
+        )
         table.add_row("in flight", f"{state.in_flight} ({running} running)", "failed", str(state.totals.failed))
         table.add_row("rate", f"{self._rate(state) * 60:.1f} a minute", "time left", self._left(state))
         hold = "interrupted: waiting for what runs, Ctrl-C again ends it" if view.interrupted else holds(state, gpu_seconds(state, view))

@@ -178,5 +178,3 @@ def _in_order(keys: list[str]) -> list[str]:
 def _own_key(record: Attempt | End) -> str:
     make = attempt_key if isinstance(record, Attempt) else end_key
     return make(record.candidate, record.attempt)
-
-

@@ -85,9 +85,7 @@ def _superfluous(folder: RunFolder, candidate: int, attempt: int) -> bool:
     return False
 
 
-def _evaluate(
-    run: Run, candidate: Candidate, attempt: Attempt, trainer: Callable[[], Trainer], data_root: str, started: float
-) -> Evaluation:
+def _evaluate(run: Run, candidate: Candidate, attempt: Attempt, trainer: Callable[[], Trainer], data_root: str, started: float) -> Evaluation:
     try:
         task = Task(run, candidate, attempt.attempt, network(run, candidate), attempt.resources.threads, data_root, started)
         return trainer()(task)

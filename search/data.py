@@ -58,9 +58,7 @@ def describe(folder: Path, digest: str) -> Dataset:
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
     if dataset.digest != digest:
-        raise DataError(
-            f"{folder}: this data set has digest {dataset.digest}, the run was begun with {digest}; put the same data there"
-        )
+        raise DataError(f"{folder}: this data set has digest {dataset.digest}, the run was begun with {digest}; put the same data there")
     return dataset
 
 
@@ -105,10 +103,7 @@ def _read(path: Path, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
         raise DataError(f"{path}: cannot be read ({error.strerror}); delete the folder and prepare it again") from error
     found = hashlib.sha256(data).hexdigest()
     if found != split.sha256:
-        raise DataError(
-            f"{path}: has SHA-256 {found}, dataset.json says {split.sha256}: the file is damaged; "
-            "delete the folder and prepare it again"
-        )
+        raise DataError(f"{path}: has SHA-256 {found}, dataset.json says {split.sha256}: the file is damaged; delete the folder and prepare it again")
     try:
         tensors = safetensors.torch.load(data)
     except SafetensorError as error:

@@ -80,10 +80,7 @@ class Genotype:
 
     def to_text(self) -> str:
         """One line that reads back: levels joined by ':', motifs by '+', nodes by '.', entries by '-'."""
-        return ":".join(
-            "+".join(".".join("-".join(map(str, row)) for row in motif.rows) for motif in level)
-            for level in self.levels
-        )
+        return ":".join("+".join(".".join("-".join(map(str, row)) for row in motif.rows) for motif in level) for level in self.levels)
 
     @staticmethod
     def from_text(text: str) -> "Genotype":
@@ -104,9 +101,7 @@ class Genotype:
     @staticmethod
     def from_json(levels: list[list[list[list[int]]]]) -> "Genotype":
         """Inverse of `to_json`."""
-        return Genotype(
-            tuple(tuple(Motif(tuple(tuple(row) for row in motif)) for motif in level) for level in levels)
-        )
+        return Genotype(tuple(tuple(Motif(tuple(tuple(row) for row in motif)) for motif in level) for level in levels))
 
     @property
     def digest(self) -> str:

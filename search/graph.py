@@ -194,10 +194,7 @@ def _living(operations: list[Operation]) -> tuple[Operation, ...]:
         if at in alive:
             alive.update(operations[at].sources)
     position = {old: new for new, old in enumerate(sorted(alive))}
-    return tuple(
-        replace(operations[old], sources=tuple(position[source] for source in operations[old].sources))
-        for old in sorted(alive)
-    )
+    return tuple(replace(operations[old], sources=tuple(position[source] for source in operations[old].sources)) for old in sorted(alive))
 
 
 def last_uses(graph: Graph) -> Iterator[tuple[int, ...]]:

@@ -58,8 +58,4 @@ class Limits:
 
     def differences(self, other: "Limits") -> dict[str, Setting]:
         """Keys whose value in `other` is another, with that value."""
-        return {
-            field.name: getattr(other, field.name)
-            for field in fields(self)
-            if getattr(self, field.name) != getattr(other, field.name)
-        }
+        return {field.name: getattr(other, field.name) for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)}

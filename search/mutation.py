@@ -34,9 +34,7 @@ def draw(space: Space, genotype: Genotype, stream: Stream) -> Change:
 def apply(genotype: Genotype, change: Change) -> Genotype:
     """The genotype after the change."""
     motif = genotype.levels[change.level - 2][change.motif - 1]
-    return genotype.replace(
-        change.level, change.motif - 1, motif.replace(change.successor, change.predecessor, change.new)
-    )
+    return genotype.replace(change.level, change.motif - 1, motif.replace(change.successor, change.predecessor, change.new))
 
 
 def initial(space: Space, mutations: int, stream: Stream) -> Genotype:

@@ -54,7 +54,7 @@ class Recipe:
         for name, high in (("learning_rate", math.inf), ("decay", 1.0), ("momentum", 1.0), ("weight_decay", math.inf)):
             if not 0 <= getattr(self, name) <= high or not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to {high}")
-        if list(self.milestones) != sorted(set(self.milestones)) or any(not 0 < step for step in self.milestones):
+        if list(self.milestones) != sorted(set(self.milestones)) or any(step < 1 for step in self.milestones):
             raise ValueError(f"milestones are {list(self.milestones)}; they must be steps above 0 in rising order")
         if self.crop is not None and self.crop < 1:
             raise ValueError(f"crop is {self.crop}; allowed: 1 or more, or null for the full image")

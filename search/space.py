@@ -69,12 +69,7 @@ class Space:
     def trivial(self) -> Genotype:
         """Every motif a chain of identities, the cell a chain of such motifs (PAPERS: initialisation)."""
         identity = self.primitives.index(Primitive.IDENTITY) + 1
-        return Genotype(
-            tuple(
-                tuple(_chain(level.nodes, identity if at == 0 else 1) for _ in range(level.motifs))
-                for at, level in enumerate(self.levels)
-            )
-        )
+        return Genotype(tuple(tuple(_chain(level.nodes, identity if at == 0 else 1) for _ in range(level.motifs)) for at, level in enumerate(self.levels)))
 
 
 def _chain(nodes: int, operation: int) -> Motif:

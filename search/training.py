@@ -214,16 +214,13 @@ def _check(graph: Graph, recipe: Recipe, data: SearchData) -> None:
         raise ValueError(f"recipe {recipe.name!r}: batch is {recipe.batch}, but the training split has {count} images")
     if recipe.crop is not None and recipe.crop > size + 2 * recipe.padding:
         raise ValueError(
-            f"recipe {recipe.name!r}: crop is {recipe.crop}, but images of {size} with padding {recipe.padding} "
-            f"are {size + 2 * recipe.padding} wide"
+            f"recipe {recipe.name!r}: crop is {recipe.crop}, but images of {size} with padding {recipe.padding} are {size + 2 * recipe.padding} wide"
         )
     if graph.operations[0].width != channels:
         raise ValueError(f"the network takes {graph.operations[0].width} channels, the images have {channels}")
 
 
-def train(
-    graph: Graph, recipe: Recipe, data: SearchData, seed: int, device: torch.device, threads: int, clock: Clock = time.monotonic
-) -> TrainingResult:
+def train(graph: Graph, recipe: Recipe, data: SearchData, seed: int, device: torch.device, threads: int, clock: Clock = time.monotonic) -> TrainingResult:
     """Train `recipe.repeats` times on `device`, where the data lies, and evaluate each on the validation images.
 
     CandidateFailure: the candidate's own failure. ValueError: recipe and data do not fit. Same arguments on the same machine:

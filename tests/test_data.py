@@ -65,9 +65,7 @@ def test_a_search_reads_normalised_images(tmp_path: Path) -> None:
     assert (data.train.images.shape, data.validation.images.shape) == ((12, 2, 4, 4), (6, 2, 4, 4))
     assert (data.train.images.dtype, data.train.labels.dtype) == (torch.float32, torch.int64)
     raw = numpy.random.default_rng(1).integers(0, 256, (12, 2, 4, 4), dtype="uint8")
-    expected = (raw.astype("float32") - numpy.float32([100, 120.5])[None, :, None, None]) / numpy.float32([50, 70.25])[
-        None, :, None, None
-    ]
+    expected = (raw.astype("float32") - numpy.float32([100, 120.5])[None, :, None, None]) / numpy.float32([50, 70.25])[None, :, None, None]
     numpy.testing.assert_array_equal(data.train.images.numpy(), expected)
     assert data.train.labels.tolist() == [0, 1, 2] * 4
 
@@ -135,9 +133,7 @@ def test_the_bytes_that_are_checked_are_the_bytes_that_are_parsed(tmp_path: Path
 Tensors = dict[str, dict[str, numpy.ndarray[Any, Any]]]
 
 
-def _set(
-    part: str, tensor: str, change: Callable[[numpy.ndarray[Any, Any]], numpy.ndarray[Any, Any]]
-) -> Callable[[Tensors], None]:
+def _set(part: str, tensor: str, change: Callable[[numpy.ndarray[Any, Any]], numpy.ndarray[Any, Any]]) -> Callable[[Tensors], None]:
     def apply(tensors: Tensors) -> None:
         tensors[part][tensor] = change(tensors[part][tensor])
 
@@ -325,9 +321,7 @@ def test_digits_hold_every_image_once_with_its_label(digits: Path) -> None:
     parts = [load_file(digits / f"{part}.safetensors") for part in SPLITS]
     found = sorted((part["images"][at].tobytes(), int(part["labels"][at])) for part in parts for at in range(len(part["labels"])))
     bunch = load_digits()
-    expected = sorted(
-        (image.astype("uint8").tobytes(), int(label)) for image, label in zip(bunch.images, bunch.target, strict=True)
-    )
+    expected = sorted((image.astype("uint8").tobytes(), int(label)) for image, label in zip(bunch.images, bunch.target, strict=True))
     assert found == expected
     assert max(int(part["images"].max()) for part in parts) == 16
 
@@ -426,9 +420,7 @@ def test_two_at_once_end_with_one_data_set(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_an_absent_copy_of_cifar_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"holds no intact copy of cifar100; .*cifar-100-python.*unpack cifar-100-python.tar.gz"
-    ):
+    with pytest.raises(ConfigError, match=r"holds no intact copy of cifar100; .*cifar-100-python.*unpack cifar-100-python.tar.gz"):
         prepare.prepare_cifar("cifar100", tmp_path, tmp_path / "cifar100")
     with pytest.raises(ConfigError, match="data set 'mnist' is not known; allowed: cifar10, cifar100"):
         prepare.prepare_cifar("mnist", tmp_path, tmp_path / "mnist")

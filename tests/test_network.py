@@ -344,9 +344,7 @@ def test_values_are_freed_after_their_last_use() -> None:
     """At no time does evaluation hold more values than the graph says are needed."""
     graph = graph_of(4)
     last = {source: at for at, op in enumerate(graph.operations) for source in op.sources}
-    needed = [
-        sum(made <= at < last.get(made, at + 1) for made in range(len(graph.operations))) for at in range(len(graph.operations))
-    ]
+    needed = [sum(made <= at < last.get(made, at + 1) for made in range(len(graph.operations))) for at in range(len(graph.operations))]
     network = build(graph, 0, 0).eval()
     held: list[int] = []
     alive: set[int] = set()

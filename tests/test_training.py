@@ -53,17 +53,13 @@ def data() -> SearchData:
 
 @pytest.fixture(scope="module")
 def graph() -> Graph:
-    return assemble(
-        SPACES["liu2018-hierarchical"], random_genotype(SPACES["liu2018-hierarchical"], 3), Model(Stem.CIFAR, 4, 1, 1, 8, CLASSES)
-    )
+    return assemble(SPACES["liu2018-hierarchical"], random_genotype(SPACES["liu2018-hierarchical"], 3), Model(Stem.CIFAR, 4, 1, 1, 8, CLASSES))
 
 
 @pytest.fixture(scope="module")
 def plain_graph() -> Graph:
     """The trivial genotype: chains of identities, so nothing but stem, 1×1 and separable convolutions in a row."""
-    return assemble(
-        SPACES["liu2018-hierarchical"], SPACES["liu2018-hierarchical"].trivial(), Model(Stem.CIFAR, 4, 1, 1, 8, CLASSES)
-    )
+    return assemble(SPACES["liu2018-hierarchical"], SPACES["liu2018-hierarchical"].trivial(), Model(Stem.CIFAR, 4, 1, 1, 8, CLASSES))
 
 
 def metrics(result: TrainingResult) -> tuple[Any, ...]:
@@ -181,16 +177,12 @@ def numbered(count: int) -> Images:
     return Images(torch.arange(float(count))[:, None, None, None].expand(count, 1, 8, 8).clone(), torch.arange(count) % CLASSES)
 
 
-def test_each_epoch_shows_every_image_at_most_once_and_drops_the_partial_batch(
-    graph: Graph, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_epoch_shows_every_image_at_most_once_and_drops_the_partial_batch(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(monkeypatch)
     train(graph, recipe(steps=9, milestones=(), repeats=1, padding=0), SearchData(numbered(70), numbered(50)), 11, CPU, 1)
     seen = [[int(image.max()) for image in batch] for batch in spy.train]
     assert [len(batch) for batch in seen] == [16] * 9
-    epochs = [
-        [number for batch in seen[start : start + 4] for number in batch] for start in (0, 4)
-    ]  # 70 // 16 = 4 batches; 6 images dropped
+    epochs = [[number for batch in seen[start : start + 4] for number in batch] for start in (0, 4)]  # 70 // 16 = 4 batches; 6 images dropped
     assert all(len(set(epoch)) == 64 for epoch in epochs)
     assert epochs[0] != epochs[1]
     assert set(epochs[0]) != set(epochs[1])  # other images are dropped
@@ -210,10 +202,7 @@ def test_learning_rate_follows_the_recipe_at_every_step(graph: Graph, data: Sear
     original = torch.optim.SGD.step
 
     def step(optimiser: torch.optim.SGD, *arguments: Any) -> Any:
-        assert all(
-            group["nesterov"] is False and group["weight_decay"] == 3e-4 and group["momentum"] == 0.9
-            for group in optimiser.param_groups
-        )
+        assert all(group["nesterov"] is False and group["weight_decay"] == 3e-4 and group["momentum"] == 0.9 for group in optimiser.param_groups)
         used.extend(group["lr"] for group in optimiser.param_groups)
         return original(optimiser, *arguments)
 
@@ -250,9 +239,7 @@ def test_augmentation_is_uniform() -> None:
     assert abs(float(flips.double().mean()) - 0.5) < 0.011  # 3.5 standard errors
 
 
-@pytest.mark.parametrize(
-    ("crop", "padding", "flip"), [(6, 0, False), (6, 0, True), (None, 0, True), (None, 2, False), (7, 3, True), (8, 1, True)]
-)
+@pytest.mark.parametrize(("crop", "padding", "flip"), [(6, 0, False), (6, 0, True), (None, 0, True), (None, 2, False), (7, 3, True), (8, 1, True)])
 def test_augment_does_what_the_table_says(crop: int | None, padding: int, flip: bool) -> None:
     batch = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(4))
     side = crop or 8
@@ -286,9 +273,7 @@ def test_curve_has_the_points_that_were_asked_for(steps: int, points: int, expec
 
 
 def test_curve_points_are_means_since_the_point_before(graph: Graph, data: SearchData) -> None:
-    every, some, none = (
-        train(graph, recipe(repeats=1, curve_points=points), data, 11, CPU, 1).repeats[0].curve for points in (6, 2, 0)
-    )
+    every, some, none = (train(graph, recipe(repeats=1, curve_points=points), data, 11, CPU, 1).repeats[0].curve for points in (6, 2, 0))
     losses = [mean for _, mean in every]
     assert [step for step, _ in some] == [3, 6]
     assert [mean for _, mean in some] == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:]) / 3], rel=1e-6)
@@ -302,9 +287,7 @@ def test_divergence_is_the_candidates_failure(graph: Graph, data: SearchData, po
     assert caught.value.failure == "diverged"
 
 
-def test_a_loss_that_is_not_finite_stops_at_the_next_point_of_the_curve(
-    graph: Graph, data: SearchData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_not_finite_stops_at_the_next_point_of_the_curve(graph: Graph, data: SearchData, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(monkeypatch)
     original = functional.cross_entropy
 
@@ -360,9 +343,7 @@ def test_seconds_are_the_clocks(graph: Graph, data: SearchData) -> None:
 
 MEMORY_ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nmore"),
-    RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-    ),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
@@ -372,9 +353,7 @@ MEMORY_ERRORS = [
 
 @pytest.mark.parametrize("error", MEMORY_ERRORS, ids=range(len(MEMORY_ERRORS)))
 @pytest.mark.parametrize("where", ["build", "_evaluate"])
-def test_out_of_memory_is_the_candidates_failure(
-    graph: Graph, data: SearchData, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
-) -> None:
+def test_out_of_memory_is_the_candidates_failure(graph: Graph, data: SearchData, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception) -> None:
     def fail(*_: object) -> None:
         raise error
 
@@ -387,9 +366,7 @@ def test_out_of_memory_is_the_candidates_failure(
     assert caught.value.__cause__ is error
 
 
-def test_memory_that_torch_really_refuses_is_out_of_memory(
-    graph: Graph, data: SearchData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_torch_really_refuses_is_out_of_memory(graph: Graph, data: SearchData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search.training, "_evaluate", lambda *_: torch.empty(1 << 60))
     with pytest.raises(CandidateFailure) as caught:
         train(graph, RECIPE, data, 11, CPU, 1)
@@ -433,9 +410,7 @@ def test_other_errors_are_not_the_candidates(graph: Graph, data: SearchData, mon
         ({"crop": 11}, "recipe 'tiny': crop is 11, but images of 8 with padding 1 are 10 wide"),
     ],
 )
-def test_a_recipe_that_does_not_fit_the_data_says_so(
-    graph: Graph, data: SearchData, changes: dict[str, Any], message: str
-) -> None:
+def test_a_recipe_that_does_not_fit_the_data_says_so(graph: Graph, data: SearchData, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train(graph, recipe(**changes), data, 11, CPU, 1)
     wide = Images(data.train.images.expand(-1, 3, -1, -1), data.train.labels)
@@ -443,9 +418,7 @@ def test_a_recipe_that_does_not_fit_the_data_says_so(
         train(graph, RECIPE, SearchData(wide, wide), 11, CPU, 1)
 
 
-def test_a_batch_as_large_as_the_training_split_is_one_step_an_epoch(
-    graph: Graph, data: SearchData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_as_large_as_the_training_split_is_one_step_an_epoch(graph: Graph, data: SearchData, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(monkeypatch)
     train(graph, recipe(batch=70, repeats=1), data, 11, CPU, 1)
     assert [len(batch) for batch in spy.train] == [70] * 6

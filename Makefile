@@ -1,0 +1,53 @@
+# Every command that this project is built, checked and shown with. `make` lists them.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+# Where this is set, imports cost two to four times as much: without cached bytecode every process compiles torch again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo test check lock clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+define install
+	$(PYTHON) -c 'import sys; sys.exit("hiernas needs Python 3.11 or newer; name one with make PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --require-hashes --requirement images/requirements-uv.txt
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes --requirement $(1)
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+endef
+
+.venv/.run: images/requirements-local.txt images/requirements-uv.txt pyproject.toml
+	@echo "setting up .venv (torch is large: about 5 GB on Linux) …"
+	$(call install,images/requirements-local.txt)
+	@touch $@
+
+.venv/.test: tests/requirements.txt images/requirements-uv.txt pyproject.toml
+	@echo "setting up .venv with what the tests need …"
+	$(call install,tests/requirements.txt)
+	@touch $@
+
+demo: .venv/.run ## A real search on real images: run `demo` in the store runs/, report in runs/demo-report/
+	@.venv/bin/hiernas data prepare digits
+	@.venv/bin/hiernas run configs/demo.yaml
+	@.venv/bin/hiernas report demo --out runs/demo-report
+
+test: .venv/.test ## The tests, some minutes
+	@.venv/bin/python -m pytest
+
+check: .venv/.test ## Lint, format, types, layers
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+lock: .venv/.test ## Pin the requirements again, with hashes, to what is current
+	@for target in "images/requirements-local.txt --extra worker --extra report --extra data" "tests/requirements.txt --all-extras"; do \
+	  set -- $$target; out=$$1; shift; \
+	  .venv/bin/uv pip compile --quiet --universal --upgrade --generate-hashes --no-annotate --no-emit-index-url \
+	    --custom-compile-command 'make lock' $$@ --output-file $$out pyproject.toml; done
+
+clean: ## Remove the virtual environment and caches; runs/ and data/ stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
