@@ -111,7 +111,7 @@ def test_fitness_is_the_mean_of_the_repeats(graph: Graph, data: SearchData) -> N
 
 
 def test_training_learns(plain_graph: Graph, data: SearchData) -> None:
-    result = train(plain_graph, recipe(steps=40, milestones=(30,), repeats=1, crop=None, padding=0, flip=False), data, 11, CPU, 1)
+    result = train(plain_graph, recipe(steps=160, milestones=(120,), repeats=1, crop=None, padding=0, flip=False), data, 11, CPU, 1)
     assert result.fitness > 0.5  # chance: 1/3
     assert result.repeats[0].curve[-1][1] < result.repeats[0].curve[0][1] * 0.8
 
