@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pipeline import answer, plan
 from pipeline.clock import Clock
-from pipeline.codec import BadRecord
+from pipeline.codec import BadRecord, sha256
 from pipeline.errors import HiernasError, Overtaken, StoreUnavailable
 from pipeline.executor import Executor, Job, JobSpec, JobStatus, job_name
 from pipeline.run import (
@@ -53,9 +53,9 @@ log = logging.getLogger("hiernas.controller")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Who a controller is: `controller` is a random id of its own, the rest see `records.Claim`."""
+    """Who a controller is: `nonce` is random, and the ids of its claims are drawn from it; the rest see `records.Claim`."""
 
-    controller: str
+    nonce: str
     owner: str
     incarnation: str
 
@@ -79,6 +79,7 @@ class Controller:
         self.interrupts = 0
         """Ctrl-C so far: 1 drains, 2 ends what runs."""
         self._slot = -1
+        self._claim = ""  # id of the claim in force
         self._seen: set[str] = set()
         self._fresh = True  # everything is read once after each load
         self._looked = clock.monotonic()
@@ -104,23 +105,25 @@ class Controller:
                 return False
             self._check_claim(records, last)
             follows = last.controller if isinstance(last, Claim) else None
+            # A process may claim again after its own release: each claim has an id of its own, so that stamps say which one.
+            claim = sha256(f"{self.place.nonce}/{len(records)}".encode())[:32]
             record = Claim(
-                self.place.controller, self.place.owner, self.place.incarnation, follows,
+                claim, self.place.owner, self.place.incarnation, follows,
                 self.executor.name, self.limits, self.clock.now(),
             )  # fmt: skip
             try:
                 self.folder.create(controller_key(len(records)), record)
             except SlotTaken:
                 continue  # somebody was quicker: look again
-            self._slot = len(records)
+            self._slot, self._claim = len(records), claim
             self._load()
             self._look()
-            log.info("took charge run=%s controller=%s follows=%s", run.name, self.place.controller, follows)
+            log.info("took charge run=%s controller=%s follows=%s", run.name, claim, follows)
             return True
 
     def _idle(self) -> bool:
         """Nothing would be done by whoever took charge now: the run is finished, stopped or halted."""
-        view = plan.View(self.place.controller, self.executor.name, self.executor.survives, {}, set())
+        view = plan.View(self._claim, self.executor.name, self.executor.survives, {}, set())
         actions = plan.plan(self.state, view)
         return bool(actions) and all(isinstance(action, plan.Finish) for action in actions)
 
@@ -200,7 +203,7 @@ class Controller:
         for key in self.folder.keys("control", control_key(len(self.state.requests) - 1) if self.state.requests else None):
             self.state.request(self.folder.read(key)[0])
         view = plan.View(
-            self.place.controller, self.executor.name, self.executor.survives, jobs, self._seen,
+            self._claim, self.executor.name, self.executor.survives, jobs, self._seen,
             interrupted=self.interrupts > 0, now=self.interrupts > 1,
         )  # fmt: skip
         for story in self.state.unfinished.values():
@@ -255,7 +258,7 @@ class Controller:
                 view.jobs.pop(action.job, None)
 
     def _stamp(self) -> Stamp:
-        return Stamp(self.place.controller, self.clock.now(), len(self.state.history), len(self.state.requests))
+        return Stamp(self._claim, self.clock.now(), len(self.state.history), len(self.state.requests))
 
     def _write(self, key: str, record: Record) -> str:
         return self.folder.create(key, record)

@@ -1,7 +1,6 @@
 """A controller stopped at every single store operation of a small run, before the write and after it, then started again."""
 
 import secrets
-from collections.abc import Callable
 
 import pytest
 
@@ -75,12 +74,12 @@ class StillClock:
     monotonic = now
 
 
-def controller(store: Store, life: str, owner: str = "me@here", take_over: bool = False) -> Controller:
+def controller(store: Store, life: str) -> Controller:
     folder = RunFolder(store, RUN.name)
     folder.begin(RUN)
     executor = InlineExecutor(store, "nowhere", "slow_trainer:train")
-    place = Place(secrets.token_hex(16), owner, life)
-    return Controller(folder, executor, StillClock(), place, Limits(max_evaluations=COUNT), Resources(), take_over)
+    place = Place(secrets.token_hex(16), "me@here", life)
+    return Controller(folder, executor, StillClock(), place, Limits(max_evaluations=COUNT), Resources())
 
 
 def search(store: Store, life: str) -> None:
@@ -131,33 +130,3 @@ def test_a_run_survives_a_crash_at_every_write_of_every_life() -> None:
             except Crash:
                 assert [one for one in verify(store, RUN.name) if one.level is Level.ERROR] == []
         check(store)
-
-
-@pytest.mark.parametrize("damage", [lambda data: data[:-5], lambda data: data.replace(b'"index":2', b'"index":3'), lambda _: b"{}"])
-def test_damage_is_found_and_never_skipped(damage: Callable[[bytes], bytes]) -> None:
-    from pipeline.errors import DamagedRun
-
-    store = MemoryStore()
-    search(store, "only")
-    broken = MemoryStore()
-    for key in store.list(""):
-        data = store.read(key)
-        broken.create(key, damage(data) if key.endswith("candidates/000002.json") else data)
-    assert any(one.level is Level.ERROR and one.key == "candidates/000002.json" for one in verify(broken, RUN.name))
-    with pytest.raises(DamagedRun, match=r"candidates/000002\.json"):
-        RunFolder(broken, RUN.name).load()
-
-
-def test_another_owner_takes_over_only_when_told_and_the_first_then_stops() -> None:
-    from pipeline.errors import Overtaken
-
-    store = MemoryStore()
-    first = controller(store, "first")
-    assert first.claim()
-    with pytest.raises(Overtaken, match="--take-over"):
-        controller(store, "second", "you@there").claim()
-    assert controller(store, "second", "you@there", take_over=True).claim()
-    with pytest.raises(Overtaken, match="taken over by you@there"):
-        first.step()
-    with pytest.raises(Overtaken):
-        first.claim()

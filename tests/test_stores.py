@@ -46,7 +46,7 @@ def test_a_list_is_sorted_complete_and_goes_on_after_a_key(store: Store) -> None
     assert store.list("run/") == sorted([*keys, "run/run.json", "run/attempts/001000-0.json"])
 
 
-@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", ".tmp/a", "a b", "ä", "x" * 513])
+@pytest.mark.parametrize("key", ["", "/", "/a", "a/", "a//b", ".", "..", "../a", "a/../b", ".tmp/a", "a/.b", "-a", "a b", "a\n", "a\0", "ä", "x" * 513])
 def test_a_key_that_some_store_cannot_keep_is_refused(store: Store, key: str) -> None:
     with pytest.raises(ValueError, match="key"):
         store.create(key, b"")
@@ -76,6 +76,14 @@ def test_of_racing_writers_one_wins_and_all_are_told_the_same(tmp_path: Path) ->
     for key in range(20):
         assert {told[writer, key] for writer in range(8)} == {store.read(f"race/{key:06d}.json")}
     assert list((tmp_path / ".tmp").iterdir()) == []
+
+
+def test_a_directory_keeps_later_thousands_in_folders_of_their_own(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    for number in (999, 1000, 12_345):
+        store.create(f"run/history/{number:06d}.json", b"x")
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.json"))
+    assert files == ["run/history/000999.json", "run/history/001/001000.json", "run/history/012/012345.json"]
 
 
 def test_a_store_is_opened_by_path_or_file_url(tmp_path: Path) -> None:

@@ -1,0 +1,397 @@
+"""The controller over a store in memory, a trainer that only the seed decides and a clock that stands still."""
+
+import itertools
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config import parse_recipe
+from pipeline.controller import Controller, Place
+from pipeline.errors import DamagedRun, Overtaken
+from pipeline.inline import InlineExecutor
+from pipeline.requests import request
+from pipeline.run import RunFolder, candidate_key, history_key
+from pipeline.store import MemoryStore, Store
+from pipeline.verify import Finding, Level, verify
+from pipeline.worker import Task
+from search.evolution import Evolution
+from search.graph import Model, Stem
+from search.limits import Desire, Limits
+from search.records import (
+    ALGORITHM,
+    CONTROLLER,
+    Claim,
+    Constraints,
+    DataReference,
+    Evaluation,
+    Machine,
+    Metrics,
+    OutcomeKind,
+    Release,
+    ReleaseReason,
+    Repeat,
+    Resources,
+    Run,
+)
+from search.space import PAPER_PRIMITIVES, SPACES, Space
+from search.space import Level as SpaceLevel
+
+NAME = "small"
+COUNT = 20
+LIMITS = Limits(max_evaluations=COUNT, workers=4)
+RUN = Run(
+    NAME,
+    "a" * 32,
+    ALGORITHM,
+    5,
+    SPACES["liu2018-hierarchical"],
+    Evolution(initial=4, initial_mutations=20),
+    parse_recipe("digits-small", "test"),
+    Model(Stem.CIFAR, 8, 1, 1, 8, 10),
+    DataReference("digits", "0" * 64),
+    Constraints(),
+)
+
+
+def train(task: Task) -> Evaluation:
+    """See pipeline.worker.Trainer: a pure function of the candidate's seed."""
+    accuracies = [(task.candidate.seed >> shift) % 1000 / 1000 for shift in (0, 10)]
+    repeats = tuple(Repeat(accuracy, 1 - accuracy, 1.0, 0.5, ((10, 0.5),)) for accuracy in accuracies)
+    machine = Machine("none", task.threads, "float32", {})
+    return Metrics(
+        task.candidate.index, task.attempt, sum(accuracies) / 2, repeats, 1, 1, task.graph.digest, 1, task.run.data.digest, 2.0, machine,
+    )  # fmt: skip
+
+
+class FakeClock:
+    """A thousandth of a second passes at each look."""
+
+    def __init__(self) -> None:
+        self._ticks = itertools.count(1_000_000)
+
+    def now(self) -> float:
+        """See Clock."""
+        return next(self._ticks) / 1000
+
+    monotonic = now
+
+
+class Late:
+    """A store in which a person's request lands right behind the first release."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.asked = store, False
+
+    def create(self, key: str, data: bytes) -> bytes:
+        """See Store."""
+        stored = self.store.create(key, data)
+        if b'"kind":"release"' in data and not self.asked:
+            self.asked = True
+            request(RunFolder(self.store, NAME), {"max_evaluations": COUNT + 2}, None)
+        return stored
+
+    def read(self, key: str) -> bytes:
+        """See Store."""
+        return self.store.read(key)
+
+    def list(self, prefix: str, after: str | None = None) -> list[str]:
+        """See Store."""
+        return self.store.list(prefix, after)
+
+
+def controller(store: Store, owner: str = "me@here", take_over: bool = False, run: Run = RUN, limits: Limits = LIMITS) -> Controller:
+    """A new process: a Place of its own, with an incarnation of its own."""
+    folder = RunFolder(store, run.name)
+    folder.begin(run)
+    executor = InlineExecutor(store, "nowhere", f"{__name__}:train")
+    place = Place(secrets.token_hex(16), owner, secrets.token_hex(8))
+    return Controller(folder, executor, FakeClock(), place, limits, Resources(), take_over)
+
+
+def work(one: Controller) -> ReleaseReason | None:
+    return one.work(lambda *_: None, 0.0)
+
+
+def steps(one: Controller) -> ReleaseReason:
+    """Step one that is in charge until it gives up its charge."""
+    return next(reason for _ in range(1000) if (reason := one.step()[1]) is not None)
+
+
+def errors(store: Store) -> list[Finding]:
+    return [finding for finding in verify(store, NAME) if finding.level is Level.ERROR]
+
+
+def check_finished(store: Store, count: int = COUNT) -> None:
+    assert errors(store) == []
+    state = RunFolder(store, NAME).load()
+    assert sorted(outcome.candidate for outcome in state.history) == list(range(count))
+    assert len(state.stories) == count
+    assert not state.unfinished
+    last = state.controllers[-1]
+    assert isinstance(last, Release)
+    assert last.reason is ReleaseReason.FINISHED
+
+
+@pytest.fixture(scope="module")
+def finished() -> MemoryStore:
+    """A whole run; copy it before changing anything."""
+    store = MemoryStore()
+    assert work(controller(store)) is ReleaseReason.FINISHED
+    return store
+
+
+def changed(store: Store, changes: dict[str, bytes | None]) -> MemoryStore:
+    """A copy with other bytes under some keys of the run; None: without the object."""
+    copy = MemoryStore()
+    full = {f"{NAME}/{key}": data for key, data in changes.items()}
+    assert set(full) <= set(store.list(""))
+    for key in store.list(""):
+        data = full.get(key, store.read(key))
+        if data is not None:
+            copy.create(key, data)
+    return copy
+
+
+# -- a run in good order
+
+
+def test_a_run_finishes_and_is_whole(finished: MemoryStore) -> None:
+    check_finished(finished)
+    folder = RunFolder(finished, NAME)
+    state = folder.load()
+    assert all(outcome.outcome is OutcomeKind.EVALUATED and outcome.attempt == 0 for outcome in state.history)
+    assert state.best is not None
+    assert state.best.fitness == max(outcome.fitness or 0 for outcome in state.history)
+    assert [story.candidate.parent is None for story in state.stories] == [index < 4 for index in range(COUNT)]
+    assert max(story.attempts[0].open for story in state.stories) == LIMITS.workers - 1
+
+
+def test_a_finished_run_has_nothing_to_do(finished: MemoryStore) -> None:
+    store = changed(finished, {})
+    assert work(controller(store)) is None
+    assert work(controller(store, owner="you@there")) is None
+    assert store.list("") == finished.list("")
+
+
+def test_the_same_run_twice_has_the_same_candidates_and_fitnesses(finished: MemoryStore) -> None:
+    again = MemoryStore()
+    work(controller(again))
+    for key in finished.list(f"{NAME}/candidates/"):
+        assert again.read(key) == finished.read(key)
+    one, two = (RunFolder(store, NAME).load().history for store in (finished, again))
+    assert [(outcome.candidate, outcome.fitness) for outcome in one] == [(outcome.candidate, outcome.fitness) for outcome in two]
+
+
+def test_a_request_that_lands_behind_the_release_is_served_under_a_claim_of_its_own() -> None:
+    store = MemoryStore()
+    assert work(controller(Late(store))) is ReleaseReason.FINISHED
+    check_finished(store, COUNT + 2)
+    claims = [one.controller for one in RunFolder(store, NAME).load().controllers if isinstance(one, Claim)]
+    assert len(set(claims)) == len(claims) == 2
+
+
+def test_claiming_before_work_is_a_claim_of_its_own() -> None:
+    store = MemoryStore()
+    one = controller(store)
+    assert one.claim()
+    assert work(one) is ReleaseReason.FINISHED
+    check_finished(store)
+
+
+def test_a_finished_run_goes_on_when_extended(finished: MemoryStore) -> None:
+    store = changed(finished, {})
+    request(RunFolder(store, NAME), {"max_evaluations": COUNT + 3}, None)
+    assert work(controller(store)) is ReleaseReason.FINISHED
+    check_finished(store, COUNT + 3)
+
+
+# -- two controllers
+
+
+def test_another_owner_is_refused_and_takes_over_only_when_told() -> None:
+    store = MemoryStore()
+    first = controller(store)
+    assert first.claim()
+    for _ in range(3):
+        assert first.step()[1] is None
+    before = store.list("")
+    with pytest.raises(Overtaken, match="me@here"):
+        controller(store, owner="you@there").claim()
+    assert store.list("") == before
+    assert first.step()[1] is None  # the refused one has disturbed nothing
+    second = controller(store, owner="you@there", take_over=True)
+    assert second.claim()
+    before = store.list("")
+    with pytest.raises(Overtaken, match="you@there"):
+        first.step()
+    with pytest.raises(Overtaken):
+        first.claim()
+    assert store.list("") == before
+    assert steps(second) is ReleaseReason.FINISHED
+    check_finished(store)
+
+
+def test_the_same_owner_takes_over_silently() -> None:
+    store = MemoryStore()
+    first = controller(store)
+    first.claim()
+    first.step()
+    second = controller(store)
+    assert second.claim()
+    with pytest.raises(Overtaken):
+        first.step()
+    claim = RunFolder(store, NAME).load().controllers[-1]
+    assert isinstance(claim, Claim)
+    earlier = RunFolder(store, NAME).load().controllers[-2]
+    assert isinstance(earlier, Claim)
+    assert claim.follows == earlier.controller != claim.controller
+    assert steps(second) is ReleaseReason.FINISHED
+    check_finished(store)
+
+
+# -- requests
+
+
+def steps_until(one: Controller, outcomes: int) -> None:
+    while len(one.state.history) < outcomes:
+        assert one.step()[1] is None
+
+
+@pytest.mark.parametrize("desire", [Desire.STOP, Desire.STOP_NOW])
+def test_a_stopped_run_stays_stopped_until_it_is_resumed(desire: Desire) -> None:
+    store = MemoryStore()
+    one = controller(store)
+    one.claim()
+    steps_until(one, 5)
+    request(one.folder, {}, desire)
+    assert steps(one) is ReleaseReason.STOPPED
+    assert errors(store) == []
+    stopped = store.list("")
+    assert 5 <= len(store.list(f"{NAME}/history/")) < COUNT
+    for _ in range(3):
+        assert work(controller(store)) is None
+    request(one.folder, {"workers": 3}, None)  # says nothing of going on
+    assert work(controller(store)) is None
+    assert len(store.list("")) == len(stopped) + 1
+    request(one.folder, {}, Desire.RUN)
+    assert work(controller(store)) is ReleaseReason.FINISHED
+    check_finished(store)
+
+
+def test_lowered_workers_are_kept_also_after_a_restart() -> None:
+    store = MemoryStore()
+    one = controller(store)
+    one.claim()
+    steps_until(one, 6)
+    request(one.folder, {"workers": 1}, None)
+    steps_until(one, 12)
+    two = controller(store)  # configured with 4, as at the first start
+    assert two.claim()
+    assert two.state.limits == replace(LIMITS, workers=1)
+    assert steps(two) is ReleaseReason.FINISHED
+    check_finished(store)
+    attempts = [attempt for story in RunFolder(store, NAME).load().stories for attempt in story.attempts]
+    assert max(attempt.open for attempt in attempts if attempt.stamp.control == 0) == 3
+    assert {attempt.open for attempt in attempts if attempt.stamp.control == 1} == {0}
+
+
+# -- what the controller answers
+
+
+def test_unbuildable_candidates_are_answered_by_the_controller() -> None:
+    space = Space("tiny", PAPER_PRIMITIVES, (SpaceLevel(1, 2),))
+    run = replace(RUN, space=space, strategy=Evolution(initial=12, initial_mutations=3))
+    store = MemoryStore()
+    assert work(controller(store, run=run)) is ReleaseReason.FINISHED
+    check_finished(store)
+    state = RunFolder(store, NAME).load()
+    unbuildable = [outcome for outcome in state.history if outcome.outcome is OutcomeKind.UNBUILDABLE]
+    assert 0 < len(unbuildable) < COUNT
+    for outcome in state.history:
+        attempt = state.stories[outcome.candidate].attempts[outcome.attempt]
+        assert (attempt.executor == CONTROLLER) == (outcome in unbuildable)
+        assert (outcome.fitness is None) == (outcome in unbuildable)
+    parents = {story.candidate.parent for story in state.stories}
+    assert not parents & {outcome.candidate for outcome in unbuildable}
+
+
+def test_candidates_over_a_constraint_are_answered_by_the_controller() -> None:
+    store = MemoryStore()
+    run = replace(RUN, constraints=Constraints(parameters=0))
+    assert work(controller(store, run=run)) is ReleaseReason.FINISHED
+    check_finished(store)
+    assert {outcome.outcome for outcome in RunFolder(store, NAME).load().history} == {OutcomeKind.OVER_LIMIT}
+
+
+# -- damage
+
+KEYS = [candidate_key(0), candidate_key(9), history_key(0), history_key(9)]
+
+
+def assert_damaged(store: Store, where: object) -> None:
+    assert errors(store), where
+    with pytest.raises(DamagedRun, match=NAME):
+        RunFolder(store, NAME).load()
+    with pytest.raises(DamagedRun):
+        controller(store).claim()
+
+
+@pytest.mark.parametrize("key", [candidate_key(9), history_key(9)])
+def test_any_flipped_bit_is_found(finished: MemoryStore, key: str) -> None:
+    data = finished.read(f"{NAME}/{key}")
+    for at in range(0, len(data), 5):
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << at % 8
+        store = changed(finished, {key: bytes(flipped)})
+        assert errors(store), (at, data[at], flipped[at])
+        if key.startswith("history/"):  # the chain of digests finds each; a changed value in a candidate is for verify to find
+            with pytest.raises(DamagedRun, match=NAME):
+                RunFolder(store, NAME).load()
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_bit_flipped_in_the_frame_of_a_record_stops_the_run(finished: MemoryStore, key: str) -> None:
+    data = finished.read(f"{NAME}/{key}")
+    for word in (b'{"key"', b"schema_name", b"run_id", b'version":1', key.encode(), b"aaaa", b"}"):
+        flipped = bytearray(data)
+        flipped[data.index(word) + len(word) - 1] ^= 1
+        assert_damaged(changed(finished, {key: bytes(flipped)}), word)
+
+
+@pytest.mark.parametrize("make", [candidate_key, history_key])
+@pytest.mark.parametrize(("one", "two"), [(0, 1), (3, 9), (COUNT - 2, COUNT - 1)])
+def test_swapped_records_are_found(finished: MemoryStore, make: Callable[[int], str], one: int, two: int) -> None:
+    first, second = (finished.read(f"{NAME}/{make(number)}") for number in (one, two))
+    assert_damaged(changed(finished, {make(one): second, make(two): first}), (one, two))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_truncated_records_are_found(finished: MemoryStore, key: str) -> None:
+    data = finished.read(f"{NAME}/{key}")
+    for length in (0, 1, len(data) // 3, len(data) // 2, len(data) - 2):
+        assert_damaged(changed(finished, {key: data[:length]}), length)
+    assert errors(changed(finished, {key: data[:-1]}))  # only the newline at the end is gone
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_missing_records_are_found(finished: MemoryStore, key: str) -> None:
+    assert_damaged(changed(finished, {key: None}), key)
+
+
+@pytest.mark.parametrize("field", ["seed", "genotype", "after"])
+def test_verify_derives_each_candidate_again(finished: MemoryStore, field: str) -> None:
+    """Records that are valid and canonical, but not what run, seed and history give."""
+    from pipeline.codec import decode, encode
+
+    key = candidate_key(COUNT - 1)
+    candidate = decode(finished.read(f"{NAME}/{key}"), key, RUN.run_id)
+    other = decode(finished.read(f"{NAME}/{candidate_key(0)}"), candidate_key(0), RUN.run_id)
+    forged = {
+        "seed": replace(candidate, seed=candidate.seed + 1),
+        "genotype": replace(candidate, work=other.work),
+        "after": replace(candidate, after=candidate.after - 1),
+    }[field]
+    assert forged != candidate
+    assert key in {finding.key for finding in errors(changed(finished, {key: encode(forged, key, RUN.run_id)}))}
