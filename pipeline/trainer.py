@@ -14,7 +14,7 @@ from pipeline.worker import Task
 from search.cost import cost
 from search.data import open_search
 from search.dataset import DataError
-from search.records import Evaluation, Failure, FailureKind, Machine, Metrics, Repeat
+from search.records import Evaluation, Failure, Machine, Metrics
 from search.training import CandidateFailure
 from search.training import train as train_network
 
@@ -33,12 +33,11 @@ def train(task: Task) -> Evaluation:
     except DataError as error:
         raise MachineFault(str(error)) from error
     except CandidateFailure as error:
-        return Failure(candidate.index, task.attempt, FailureKind(error.failure), str(error), time.monotonic() - task.started, machine)
+        return Failure(candidate.index, task.attempt, error.failure, str(error), time.monotonic() - task.started, machine)
     found = cost(task.graph, run.recipe.batch)
     unit = 1 if sys.platform == "darwin" else 1024
     peak = result.peak_memory_bytes or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    repeats = tuple(Repeat(one.accuracy, one.loss, one.train_seconds, one.evaluate_seconds, one.curve) for one in result.repeats)
     return Metrics(
-        candidate.index, task.attempt, result.fitness, repeats, found.parameters, found.multiply_adds, task.graph.digest,
+        candidate.index, task.attempt, result.fitness, result.repeats, found.parameters, found.multiply_adds, task.graph.digest,
         peak, run.data.digest, time.monotonic() - task.started, machine,
     )  # fmt: skip

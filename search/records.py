@@ -213,13 +213,14 @@ class Repeat:
     """One of the independent trainings behind a fitness."""
 
     accuracy: float
-    """Share of the validation images named right after the last step."""
+    """Share of the validation images named right after the last step (U10)."""
     loss: float
-    """Mean validation loss."""
+    """Mean validation loss (cross-entropy, nats)."""
     train_seconds: float
+    """Building the network included."""
     evaluate_seconds: float
     curve: tuple[tuple[int, float], ...]
-    """(step, mean training loss since the point before)."""
+    """(steps done, mean training loss since the point before)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.accuracy <= 1:

@@ -19,6 +19,7 @@ from search.data import Images, SearchData
 from search.graph import Graph
 from search.network import Network, build
 from search.recipe import Recipe
+from search.records import FailureKind, Repeat
 from search.stream import derive
 
 Clock = Callable[[], float]
@@ -31,26 +32,11 @@ _OUT_OF_MEMORY = (
 
 
 class CandidateFailure(Exception):
-    """A failure that is the candidate's own. `failure` is 'out_of_memory', 'diverged' or 'time_limit' (FailureKind's values)."""
+    """A failure that is the candidate's own: out of memory, diverged, or over its time limit."""
 
-    def __init__(self, failure: str, message: str) -> None:
+    def __init__(self, failure: FailureKind, message: str) -> None:
         super().__init__(message)
         self.failure = failure
-
-
-@dataclass(frozen=True, slots=True)
-class RepeatResult:
-    """One of the independent trainings."""
-
-    accuracy: float
-    """Share of the validation images named right after the last step (U10)."""
-    loss: float
-    """Mean validation loss (cross-entropy, nats)."""
-    train_seconds: float
-    """Building the network included."""
-    evaluate_seconds: float
-    curve: tuple[tuple[int, float], ...]
-    """(steps done, mean training loss since the point before)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +45,7 @@ class TrainingResult:
 
     fitness: float
     """Mean accuracy of the repeats."""
-    repeats: tuple[RepeatResult, ...]
+    repeats: tuple[Repeat, ...]
     peak_memory_bytes: int
     """Largest allocation on the device, data set included; 0 on the CPU, where torch does not count."""
     device: str
@@ -151,9 +137,9 @@ class _Training:
 
     def check_time(self) -> None:
         if self.clock() > self.deadline:
-            raise CandidateFailure("time_limit", f"took longer than its limit of {self.recipe.time_limit_seconds:g} s")
+            raise CandidateFailure(FailureKind.TIME_LIMIT, f"took longer than its limit of {self.recipe.time_limit_seconds:g} s")
 
-    def repeat(self, repeat: int) -> RepeatResult:
+    def repeat(self, repeat: int) -> Repeat:
         """One independent training and its evaluation."""
         began = self.clock()
         network = build(self.graph, self.seed, repeat).to(self.device).to(memory_format=_layout(self.device))
@@ -162,8 +148,8 @@ class _Training:
         self.check_time()
         accuracy, loss = _evaluate(network, self.data.validation, self.recipe.batch)
         if not math.isfinite(loss):
-            raise CandidateFailure("diverged", f"validation loss of repeat {repeat} is {loss}")
-        return RepeatResult(accuracy, loss, trained - began, self.clock() - trained, curve)
+            raise CandidateFailure(FailureKind.DIVERGED, f"validation loss of repeat {repeat} is {loss}")
+        return Repeat(accuracy, loss, trained - began, self.clock() - trained, curve)
 
     def _fit(self, network: Network, repeat: int) -> tuple[tuple[int, float], ...]:
         recipe, train = self.recipe, self.data.train
@@ -193,7 +179,7 @@ class _Training:
             if step + 1 in points or step + 1 == recipe.steps:  # only here is the device waited for
                 mean = float(total) / (step + 1 - since)
                 if not math.isfinite(mean):
-                    raise CandidateFailure("diverged", f"training loss of repeat {repeat} is {mean} by step {step + 1}")
+                    raise CandidateFailure(FailureKind.DIVERGED, f"training loss of repeat {repeat} is {mean} by step {step + 1}")
                 if recipe.curve_points:
                     curve.append((step + 1, mean))
                 since = step + 1
@@ -240,7 +226,7 @@ def train(graph: Graph, recipe: Recipe, data: SearchData, seed: int, device: tor
             raise
         traceback.clear_frames(error.__traceback__)  # else the error keeps the network's tensors alive
         text = (str(error) or type(error).__name__).splitlines()[0]
-        raise CandidateFailure("out_of_memory", text) from error
+        raise CandidateFailure(FailureKind.OUT_OF_MEMORY, text) from error
     return TrainingResult(
         fitness=sum(one.accuracy for one in repeats) / len(repeats),
         repeats=repeats,
