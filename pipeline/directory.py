@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.durable import sync_folder, write_new
 from pipeline.errors import ConfigError, HiernasError, StoreUnavailable
 from pipeline.store import check_key, check_size
 
@@ -33,14 +34,6 @@ def _explain(path: Path, error: OSError) -> HiernasError:
     if advice is None:
         return StoreUnavailable(f"store: {path}: {error.strerror or error}")
     return HiernasError(f"store: {path}: {advice}")
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class DirectoryStore:
@@ -73,12 +66,8 @@ class DirectoryStore:
 
     def _write_temporary(self, data: bytes) -> Path:
         path = self._temporary / secrets.token_hex(12)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_new(path, data)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -88,7 +77,7 @@ class DirectoryStore:
         if not folder.is_dir():
             self._make_folder(folder.parent)
             folder.mkdir(exist_ok=True)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
 
     def create(self, key: str, data: bytes) -> bytes:
         """See Store."""
@@ -104,7 +93,7 @@ class DirectoryStore:
                 stored = self._read(path, key)  # NFS may report our own landed link as taken: comparing bytes decides
             finally:
                 temporary.unlink()
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
             raise _explain(path, error) from error
         return stored

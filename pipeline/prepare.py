@@ -7,12 +7,12 @@ bytes on every machine; one that is there already is checked and never written t
 import hashlib
 import logging
 import math
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.durable import sync_folder, write_new
 from pipeline.errors import ConfigError, HiernasError
 from search.dataset import SPLITS, DataError, Dataset, Split
 from search.stream import Stream
@@ -120,9 +120,9 @@ def _write(name: str, classes: int, splits: "dict[str, Part]", folder: Path) -> 
         work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
         dataset = _fill(work, name, classes, splits)
         work.chmod(0o755)  # mkdtemp lets only its owner in
-        _sync_folder(work)
+        sync_folder(work)
         work.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         there = _already(name, folder)  # another process may have been quicker: renaming onto a full folder fails
         if there is None:
@@ -142,12 +142,12 @@ def _fill(work: Path, name: str, classes: int, splits: "dict[str, Part]") -> Dat
     for part in SPLITS:
         images, labels = (numpy.ascontiguousarray(array) for array in splits[part])
         data = save({"images": images, "labels": labels})
-        _write_durably(work / f"{part}.safetensors", data)
+        write_new(work / f"{part}.safetensors", data)
         described[part] = Split(f"{part}.safetensors", hashlib.sha256(data).hexdigest(), len(labels))
     train = splits["train"][0]
     mean, std = zip(*(_moments(train[:, channel]) for channel in range(train.shape[1])), strict=True)
     dataset = Dataset(name, classes, int(train.shape[1]), int(train.shape[2]), mean, std, described)
-    _write_durably(work / "dataset.json", dataset.to_json())
+    write_new(work / "dataset.json", dataset.to_json())
     return dataset
 
 
@@ -164,18 +164,3 @@ def _histogram(values: "Array") -> "Array":
     import numpy
 
     return numpy.bincount(values.ravel(), minlength=256)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -389,7 +390,7 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest
             if calls > stop:
                 raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(prepare.os, "fsync", fsync)
+        monkeypatch.setattr(os, "fsync", fsync)
         folder = tmp_path / str(stop) / "digits"
         try:
             prepare.prepare_digits(folder)
