@@ -12,7 +12,7 @@ from pipeline.config import load_config
 from pipeline.errors import ConfigError, DamagedRun, HiernasError
 from pipeline.run import RunFolder
 from pipeline.status import story, summary
-from pipeline.store import open_store
+from pipeline.store import Store, open_store
 from search.limits import Desire
 from search.records import RUN_NAME, ReleaseReason
 
@@ -23,13 +23,19 @@ def _store_url(given: str | None, configured: str = DEFAULT_STORE) -> str:
     return given or os.environ.get("HIERNAS_STORE") or configured
 
 
-def _folder(arguments: argparse.Namespace) -> RunFolder:
+def _existing_store(arguments: argparse.Namespace) -> Store:
+    """The store to read from; unlike `hiernas run`, reading does not make one."""
     url = _store_url(arguments.store)
     if "://" not in url and not Path(url).is_dir():
         raise ConfigError(f"there is no store {url!r} here; give --store URL or set HIERNAS_STORE")
+    return open_store(url)
+
+
+def _folder(arguments: argparse.Namespace) -> RunFolder:
+    store = _existing_store(arguments)
     if not RUN_NAME.fullmatch(arguments.run):
         raise ConfigError(f"run name {arguments.run!r} is not possible; `hiernas ls` lists the runs")
-    return RunFolder(open_store(url), arguments.run)
+    return RunFolder(store, arguments.run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -50,10 +56,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _ls(arguments: argparse.Namespace) -> int:
-    url = _store_url(arguments.store)
-    if "://" not in url and not Path(url).is_dir():
-        raise ConfigError(f"there is no store {url!r} here; give --store URL or set HIERNAS_STORE")
-    store = open_store(url)
+    store = _existing_store(arguments)
     names = sorted({key.split("/", 1)[0] for key in store.list("") if key.endswith("/run.json")})
     rows = [summary(RunFolder(store, name).load()) for name in names]
     if arguments.json:

@@ -53,12 +53,13 @@ def draw_genotype(space: Space, genotype: Genotype) -> "Figure":
 
     rows = [motifs[at : at + COLUMNS] for motifs in map(list, _levels(genotype)) for at in range(0, len(motifs), COLUMNS)]
     widest = max(len(row) for row in rows)
+    works = _works(genotype)
     figure = Figure(figsize=(_PANEL * COLUMNS, sum(_height(row) for row in rows)), layout="constrained")
     grid = figure.add_gridspec(len(rows), widest, height_ratios=[_height(row) for row in rows])
     for at, row in enumerate(rows):
         for column, (level, number, motif) in enumerate(row):
             axes = figure.add_subplot(grid[at, column] if len(row) > 1 else grid[at, :])
-            _panel(axes, space, genotype, level, motif, _PANEL * COLUMNS / len(row))
+            _panel(axes, space, level, motif, works[level - 3] if level > 2 else None, _PANEL * COLUMNS / len(row))
             axes.set_title(motif_name(space, level, number), fontsize=11)
     return figure
 
@@ -106,8 +107,7 @@ def _living(motif: Motif, below: list[bool] | None) -> set[int]:
     return forth & back if motif.nodes - 1 in forth else set()
 
 
-def _panel(axes: Any, space: Space, genotype: Genotype, level: int, motif: Motif, inches: float) -> None:
-    below = _works(genotype)[level - 3] if level > 2 else None
+def _panel(axes: Any, space: Space, level: int, motif: Motif, below: list[bool] | None, inches: float) -> None:
     living = _living(motif, below)
     gap = 0.15 * (motif.nodes - 0.2) / inches  # a circle's radius and a little air, in data units
     for source, target, operation in _edges(motif):
