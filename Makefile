@@ -48,6 +48,8 @@ lock: .venv/.test ## Pin the requirements again, with hashes, to what is current
 	  set -- $$target; out=$$1; shift; \
 	  .venv/bin/uv pip compile --quiet --universal --upgrade --generate-hashes --no-annotate --no-emit-index-url \
 	    --custom-compile-command 'make lock' $$@ --output-file $$out pyproject.toml; done
+	@echo uv | .venv/bin/uv pip compile --quiet --universal --upgrade --generate-hashes --no-annotate --no-emit-index-url \
+	  --custom-compile-command 'make lock' --output-file images/requirements-uv.txt -
 
 clean: ## Remove the virtual environment and caches; runs/ and data/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
