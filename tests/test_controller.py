@@ -1,137 +1,46 @@
 """The controller over a store in memory, a trainer that only the seed decides and a clock that stands still."""
 
-import itertools
-import secrets
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from small_run import COUNT, LIMITS, NAME, RUN, Passing, check_finished, controller, errors, work
 
-from pipeline.config import parse_recipe
-from pipeline.controller import Controller, Place
+from pipeline.controller import Controller
 from pipeline.errors import DamagedRun, Overtaken
-from pipeline.inline import InlineExecutor
 from pipeline.requests import request
 from pipeline.run import RunFolder, candidate_key, history_key
 from pipeline.store import MemoryStore, Store
-from pipeline.verify import Finding, Level, verify
-from pipeline.worker import Task
 from search.evolution import Evolution
-from search.graph import Model, Stem
-from search.limits import Desire, Limits
+from search.limits import Desire
 from search.records import (
-    ALGORITHM,
     CONTROLLER,
     Claim,
     Constraints,
-    DataReference,
-    Evaluation,
-    Machine,
-    Metrics,
     OutcomeKind,
-    Release,
     ReleaseReason,
-    Repeat,
-    Resources,
-    Run,
 )
-from search.space import PAPER_PRIMITIVES, SPACES, Space
+from search.space import PAPER_PRIMITIVES, Space
 from search.space import Level as SpaceLevel
 
-NAME = "small"
-COUNT = 20
-LIMITS = Limits(max_evaluations=COUNT, workers=4)
-RUN = Run(
-    NAME,
-    "a" * 32,
-    ALGORITHM,
-    5,
-    SPACES["liu2018-hierarchical"],
-    Evolution(initial=4, initial_mutations=20),
-    parse_recipe("digits-small", "test"),
-    Model(Stem.CIFAR, 8, 1, 1, 8, 10),
-    DataReference("digits", "0" * 64),
-    Constraints(),
-)
 
-
-def train(task: Task) -> Evaluation:
-    """See pipeline.worker.Trainer: a pure function of the candidate's seed."""
-    accuracies = [(task.candidate.seed >> shift) % 1000 / 1000 for shift in (0, 10)]
-    repeats = tuple(Repeat(accuracy, 1 - accuracy, 1.0, 0.5, ((10, 0.5),)) for accuracy in accuracies)
-    machine = Machine("none", task.threads, "float32", {})
-    return Metrics(
-        task.candidate.index, task.attempt, sum(accuracies) / 2, repeats, 1, 1, task.graph.digest, 1, task.run.data.digest, 2.0, machine,
-    )  # fmt: skip
-
-
-class FakeClock:
-    """A thousandth of a second passes at each look."""
-
-    def __init__(self) -> None:
-        self._ticks = itertools.count(1_000_000)
-
-    def now(self) -> float:
-        """See Clock."""
-        return next(self._ticks) / 1000
-
-    monotonic = now
-
-
-class Late:
+class Late(Passing):
     """A store in which a person's request lands right behind the first release."""
 
-    def __init__(self, store: Store) -> None:
-        self.store, self.asked = store, False
+    asked = False
 
     def create(self, key: str, data: bytes) -> bytes:
         """See Store."""
-        stored = self.store.create(key, data)
+        stored = super().create(key, data)
         if b'"kind":"release"' in data and not self.asked:
             self.asked = True
             request(RunFolder(self.store, NAME), {"max_evaluations": COUNT + 2}, None)
         return stored
 
-    def read(self, key: str) -> bytes:
-        """See Store."""
-        return self.store.read(key)
-
-    def list(self, prefix: str, after: str | None = None) -> list[str]:
-        """See Store."""
-        return self.store.list(prefix, after)
-
-
-def controller(store: Store, owner: str = "me@here", take_over: bool = False, run: Run = RUN, limits: Limits = LIMITS) -> Controller:
-    """A new process: a Place of its own, with an incarnation of its own."""
-    folder = RunFolder(store, run.name)
-    folder.begin(run)
-    executor = InlineExecutor(store, "nowhere", f"{__name__}:train")
-    place = Place(secrets.token_hex(16), owner, secrets.token_hex(8))
-    return Controller(folder, executor, FakeClock(), place, limits, Resources(), take_over)
-
-
-def work(one: Controller) -> ReleaseReason | None:
-    return one.work(lambda *_: None, 0.0)
-
 
 def steps(one: Controller) -> ReleaseReason:
     """Step one that is in charge until it gives up its charge."""
     return next(reason for _ in range(1000) if (reason := one.step()[1]) is not None)
-
-
-def errors(store: Store) -> list[Finding]:
-    return [finding for finding in verify(store, NAME) if finding.level is Level.ERROR]
-
-
-def check_finished(store: Store, count: int = COUNT) -> None:
-    assert errors(store) == []
-    state = RunFolder(store, NAME).load()
-    assert sorted(outcome.candidate for outcome in state.history) == list(range(count))
-    assert len(state.stories) == count
-    assert not state.unfinished
-    last = state.controllers[-1]
-    assert isinstance(last, Release)
-    assert last.reason is ReleaseReason.FINISHED
 
 
 @pytest.fixture(scope="module")

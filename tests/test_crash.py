@@ -1,122 +1,82 @@
 """A controller stopped at every single store operation of a small run, before the write and after it, then started again."""
 
-import secrets
-
 import pytest
+from small_run import NAME, Passing, check_finished, controller, errors, work
 
-from pipeline.config import parse_recipe
-from pipeline.controller import Controller, Place
-from pipeline.inline import InlineExecutor
 from pipeline.run import RunFolder
 from pipeline.store import MemoryStore, Store
-from pipeline.verify import Level, verify
-from search.evolution import Evolution
-from search.graph import Model, Stem
 from search.limits import Limits
-from search.records import ALGORITHM, Constraints, DataReference, Resources, Run
-from search.space import SPACES
+from search.records import EndReason
 
 COUNT = 7
-RUN = Run(
-    "crash",
-    "0" * 32,
-    ALGORITHM,
-    3,
-    SPACES["liu2018-hierarchical"],
-    Evolution(initial=3, initial_mutations=30),
-    parse_recipe("digits-small", "test"),
-    Model(Stem.CIFAR, 8, 1, 1, 8, 10),
-    DataReference("digits", "0" * 64),
-    Constraints(),
-)
+LIMITS = Limits(max_evaluations=COUNT)
 
 
 class Crash(BaseException):
     """As sudden as SIGKILL: nothing in the program catches it."""
 
 
-class Fragile:
+class Fragile(Passing):
     """A store that lets its user die at the n-th write."""
 
     def __init__(self, store: Store, survives: int, after: bool) -> None:
-        self.store, self.left, self.after = store, survives, after
+        super().__init__(store)
+        self.left, self.after = survives, after
 
     def create(self, key: str, data: bytes) -> bytes:
         """See Store."""
         self.left -= 1
         if self.left < 0 and not self.after:
             raise Crash
-        stored = self.store.create(key, data)
+        stored = super().create(key, data)
         if self.left < 0:
             raise Crash
         return stored
 
-    def read(self, key: str) -> bytes:
-        """See Store."""
-        return self.store.read(key)
 
-    def list(self, prefix: str, after: str | None = None) -> list[str]:
-        """See Store."""
-        return self.store.list(prefix, after)
-
-
-class StillClock:
-    """Time passes only when looked at."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def now(self) -> float:
-        """See Clock."""
-        self.seconds += 0.001
-        return self.seconds
-
-    monotonic = now
-
-
-def controller(store: Store, life: str) -> Controller:
-    folder = RunFolder(store, RUN.name)
-    folder.begin(RUN)
-    executor = InlineExecutor(store, "nowhere", "slow_trainer:train")
-    place = Place(secrets.token_hex(16), "me@here", life)
-    return Controller(folder, executor, StillClock(), place, Limits(max_evaluations=COUNT), Resources())
-
-
-def search(store: Store, life: str) -> None:
-    assert controller(store, life).work(lambda *_: None, 0) is not None
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    import slow_trainer
-
-    monkeypatch.setattr(slow_trainer.time, "sleep", lambda _: None)
+def search(store: Store) -> None:
+    """One life: a new process of the same owner."""
+    assert work(controller(store, limits=LIMITS)) is not None
 
 
 def check(store: Store) -> None:
-    assert [one for one in verify(store, RUN.name) if one.level is Level.ERROR] == []
-    state = RunFolder(store, RUN.name).load()
-    assert sorted(outcome.candidate for outcome in state.history) == list(range(COUNT))
+    check_finished(store, COUNT)
+
+
+def orphans(store: Store) -> list[tuple[int, int]]:
+    """Attempts that a dead controller left open and that wrote no evaluation."""
+    folder = RunFolder(store, NAME)
+    if not folder.exists():
+        return []
+    running = [story.running for story in folder.load().stories if story.running is not None]
+    return [(one.candidate, one.attempt) for one in running if folder.evaluation(one.candidate, one.attempt) is None]
 
 
 def writes() -> int:
     counted = Fragile(MemoryStore(), 10_000, False)
-    search(counted, "only")
+    search(counted)
     check(counted)
     return 10_000 - counted.left
 
 
 def test_a_run_survives_a_crash_before_and_after_every_write() -> None:
     total = writes()
+    lost = 0
     assert total > 4 * COUNT  # a candidate, an attempt, an evaluation and an outcome each
     for after in (False, True):
         for survives in range(total):
             store = MemoryStore()
             with pytest.raises(Crash):
-                search(Fragile(store, survives, after), "first life")
+                search(Fragile(store, survives, after))
+            open_before = orphans(store)
             if survives < total - 1 or not after:
-                search(store, "second life")
+                search(store)
             check(store)
+            ends = [end for story in RunFolder(store, NAME).load().stories for end in story.ends.values()]
+            assert [(end.candidate, end.attempt) for end in ends] == open_before  # what a dead controller left is on record
+            assert {end.reason for end in ends} <= {EndReason.CONTROLLER_LOST}
+            lost += len(ends)
+    assert lost >= 2 * COUNT
 
 
 def test_a_run_survives_a_crash_at_every_write_of_every_life() -> None:
@@ -125,8 +85,8 @@ def test_a_run_survives_a_crash_at_every_write_of_every_life() -> None:
         store = MemoryStore()
         for life in range(200):
             try:
-                search(Fragile(store, step, life % 2 == 0), f"life {life}")
+                search(Fragile(store, step, life % 2 == 0))
                 break
             except Crash:
-                assert [one for one in verify(store, RUN.name) if one.level is Level.ERROR] == []
+                assert errors(store) == []
         check(store)

@@ -17,6 +17,8 @@ from pipeline.requests import request
 from pipeline.run import RunFolder
 from pipeline.verify import Level, verify
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads other processes' environment, which only Linux allows")
+
 CONFIG = """
 run: killed
 data: digits
@@ -33,7 +35,7 @@ from pipeline.config import load_config
 from pipeline.errors import HiernasError
 from pipeline.launch import launch
 try:
-    launch(load_config(Path(sys.argv[1])), sys.argv[2], False, lock=False, trainer="slow_trainer:train")
+    launch(load_config(Path(sys.argv[1])), sys.argv[2], False, lock=False, trainer="trainers:slow")
 except HiernasError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
@@ -94,7 +96,6 @@ def check(place: Path) -> int:
     return len(state.stories)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads other processes' environment, which only Linux allows")
 def test_controllers_and_workers_killed_twelve_times(place: Path) -> None:
     configure(place, 10_000)  # far more than can be done: a person ends it after the last kill, however fast this machine is
     draw = random.Random(12)
@@ -120,7 +121,6 @@ def test_controllers_and_workers_killed_twelve_times(place: Path) -> None:
     assert check(place) >= enough
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads other processes' environment, which only Linux allows")
 def test_of_two_controllers_started_together_one_gives_way(place: Path) -> None:
     configure(place, 12)
     both = [start(place), start(place)]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from published import PUBLISHED_TEXT
 
 from pipeline.config import parse_recipe
 from pipeline.drawing import draw_genotype, text_change, text_genotype
@@ -17,7 +18,6 @@ from search.graph import Model
 from search.mutation import Change
 from search.records import Attempt, Candidate, Constraints, DataReference, Hierarchical, Outcome, OutcomeKind, Resources, Run, Stamp, Why
 from search.space import SPACES
-from tests.published import PUBLISHED_TEXT
 
 SPACE = SPACES["liu2018-hierarchical"]
 STAMP = Stamp("c" * 32, 1.0, 0, 0)
