@@ -15,6 +15,10 @@ class Clock(Protocol):
         """Seconds since some moment: for durations."""
         ...
 
+    def sleep(self, seconds: float) -> None:
+        """Let so much time pass."""
+        ...
+
 
 class SystemClock:
     """This machine's clock."""
@@ -26,3 +30,7 @@ class SystemClock:
     def monotonic(self) -> float:
         """See Clock."""
         return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """See Clock."""
+        time.sleep(seconds)

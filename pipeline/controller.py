@@ -4,15 +4,18 @@ Each decision is written into its one slot before it has any effect. If other by
 is in charge now (Overtaken) or a predecessor's last write landed late: then everything is read again.
 """
 
+import itertools
 import logging
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pipeline import answer, plan
 from pipeline.clock import Clock
 from pipeline.codec import BadRecord, sha256
-from pipeline.errors import HiernasError, Overtaken, StoreUnavailable
-from pipeline.executor import Executor, Job, JobSpec, JobStatus, job_name
+from pipeline.errors import HiernasError, Overtaken, Unavailable
+from pipeline.executor import Executor, Job, JobSpec, JobStatus, Refused, job_name
 from pipeline.run import (
     RunFolder,
     SlotTaken,
@@ -48,7 +51,10 @@ LOOK_SECONDS = 10.0
 """How long a controller may act without looking whether another is in charge."""
 STAGES = 100_000
 """More stages than one round can need: a bound against an endless loop in a faulty plan."""
+BACK_OFF_SECONDS = 60.0
+"""Longest pause between two tries of what was unavailable or refused."""
 log = logging.getLogger("hiernas.controller")
+Got = TypeVar("Got")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +86,17 @@ class Controller:
         """Ctrl-C so far: 1 drains, 2 ends what runs."""
         self._slot = -1
         self._claim = ""  # id of the claim in force
+        self.refusal: str | None = None
+        """Why no job is created now; None when nothing was refused lately."""
         self._seen: set[str] = set()
+        self._strangers: set[str] = set()  # jobs whose attempt was not found in the folder even after reading it again
         self._fresh = True  # everything is read once after each load
+        self._stale = False  # the folder may hold more than the state: it must be read again before anything is decided
         self._looked = clock.monotonic()
         self._networks = answer.Networks()
-        self._refusal: str | None = None
+        self._refusals = 0  # in a row
+        self._probe_at = self._looked  # when the next job may be tried after a refusal
+        self._jitter = random.Random(place.nonce)  # noqa: S311  # spreads out retries, nothing else
 
     # -- taking charge
 
@@ -153,33 +165,55 @@ class Controller:
     def _load(self) -> None:
         self.state = self.folder.load()
         self._networks = answer.Networks()
-        self._fresh = True
+        self._fresh, self._stale = True, False
 
     # -- the loop
 
     def work(self, observer: Callable[["Controller", plan.View], None], pace_seconds: float) -> ReleaseReason | None:
-        """Claim and step until the run needs no controller; None when there was nothing to do."""
+        """Claim and step until the run needs no controller; None when there was nothing to do.
+
+        Only the first claim raises Unavailable: a command with a wrong address must say so at once.
+        """
         reason = None
-        while self.claim():
-            while (reason := self._try_step(observer, pace_seconds)) is None:
+        claimed = self.claim()
+        while claimed:
+            while (reason := self._patiently(lambda: self._round(observer), pace_seconds)) is None:
                 self.executor.wait(pace_seconds)
-            if reason is not ReleaseReason.FINISHED:
+            if reason is ReleaseReason.INTERRUPTED:
                 break
+            claimed = self._patiently(self.claim, pace_seconds)  # a person may have asked for something right behind the release
         return reason
 
-    def _try_step(self, observer: Callable[["Controller", plan.View], None], pace_seconds: float) -> ReleaseReason | None:
-        for pause in range(1, 1_000_000):
+    def _round(self, observer: Callable[["Controller", plan.View], None]) -> ReleaseReason | None:
+        view, reason = self.step()
+        observer(self, view)
+        return reason
+
+    def _patiently(self, act: Callable[[], Got], pace_seconds: float) -> Got:
+        """Again and again, ever less often, while store or executor do not answer; a second Ctrl-C ends that."""
+        for failures in itertools.count(1):
             try:
-                view, reason = self.step()
-                observer(self, view)
-                return reason
-            except StoreUnavailable as error:
-                log.warning("store unavailable, trying again run=%s error=%s", self.folder.name, error)
-                self.executor.wait(min(60.0, pace_seconds * 2 ** min(pause, 10)))
-        return None
+                return act()
+            except Unavailable as error:
+                if self.interrupts > 1:
+                    raise
+                log.warning("not available, trying again run=%s error=%s", self.folder.name, error)
+                self._sleep(self._back_off(pace_seconds, failures))
+        raise AssertionError("unreachable")
+
+    def _back_off(self, shortest: float, failures: int) -> float:
+        return min(BACK_OFF_SECONDS, shortest * 2.0 ** min(failures, 20)) * self._jitter.uniform(0.5, 1.0)
+
+    def _sleep(self, seconds: float) -> None:
+        """So long, or until Ctrl-C."""
+        until, interrupts = self.clock.monotonic() + seconds, self.interrupts
+        while (left := until - self.clock.monotonic()) > 0 and self.interrupts == interrupts:
+            self.clock.sleep(min(left, 0.5))
 
     def step(self) -> tuple[plan.View, ReleaseReason | None]:
         """One round. Returns what was seen, and why the charge was given up once it was."""
+        if self._stale:
+            self._load()
         view = self.observe()
         try:
             for _ in range(STAGES):
@@ -191,20 +225,25 @@ class Controller:
                         return (view, action.reason) if self._finish(action.reason) else (view, None)
                     self._act(action, view)
         except SlotTaken as taken:
+            self._stale = True
             self._look()
             log.warning("a predecessor's write landed late, reading again run=%s key=%s", self.folder.name, taken.key)
             self._load()
+        except Unavailable:
+            self._stale = True  # it may have been a write, and it may have landed
+            raise
         return view, None
 
     def observe(self) -> plan.View:
         """Jobs first, then records: what a job's end promises must be looked for after the end was seen."""
         jobs = {job.name: job for job in self.executor.jobs()}
         self._look()
+        self._meet(jobs)
         for key in self.folder.keys("control", control_key(len(self.state.requests) - 1) if self.state.requests else None):
             self.state.request(self.folder.read(key)[0])
         view = plan.View(
             self._claim, self.executor.name, self.executor.survives, jobs, self._seen,
-            interrupted=self.interrupts > 0, now=self.interrupts > 1,
+            interrupted=self.interrupts > 0, now=self.interrupts > 1, refused=self.clock.monotonic() < self._probe_at,
         )  # fmt: skip
         for story in self.state.unfinished.values():
             if story.outcome is None and story.attempts and (self._fresh or self._ended_or_vanished(story, jobs)):
@@ -212,6 +251,14 @@ class Controller:
         self._seen.update(jobs)
         self._fresh = False
         return view
+
+    def _meet(self, jobs: dict[str, Job]) -> None:
+        """A job of an attempt that this controller does not know is a predecessor's, recorded late: read everything again."""
+        strangers = {name for name in jobs if not plan.known(self.state, name)} - self._strangers
+        if strangers:
+            self._load()
+            self._strangers |= {name for name in strangers if not plan.known(self.state, name)}
+            log.warning("jobs of unknown attempts run=%s jobs=%s still_unknown=%d", self.folder.name, sorted(strangers), len(self._strangers))
 
     def _ended_or_vanished(self, story: Story, jobs: dict[str, Job]) -> bool:
         running = story.running
@@ -317,8 +364,18 @@ class Controller:
             self._start(attempt, view)
 
     def _start(self, attempt: Attempt, view: plan.View) -> None:
+        if view.refused:
+            return  # one probe is enough: the attempt stays open, and its job is created later
         spec = JobSpec(attempt.job, self.folder.name, attempt.candidate, attempt.attempt, attempt.resources)
-        self.executor.start(spec)
+        try:
+            self.executor.start(spec)
+        except Refused as refusal:
+            self.refusal, view.refused = str(refusal), True
+            self._refusals += 1
+            self._probe_at = self.clock.monotonic() + self._back_off(1.0, self._refusals)
+            log.warning("job refused run=%s job=%s reason=%s", self.folder.name, attempt.job, refusal)
+            return
+        self.refusal, self._refusals = None, 0
         view.jobs[attempt.job] = Job(attempt.job, JobStatus.PENDING)
 
     def _answer(self, story: Story, attempt: int, view: plan.View) -> None:

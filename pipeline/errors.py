@@ -5,7 +5,9 @@ HiernasError (1)
 ├── Overtaken (3)          another controller is in charge
 ├── DamagedRun (4)         a record is not what it must be
 ├── MachineFault (5)       this machine cannot do the work (workers)
-└── StoreUnavailable (1)   the store does not answer now; worth trying again
+└── Unavailable (1)        does not answer now, worth trying again
+    ├── StoreUnavailable       the store
+    └── ExecutorUnavailable    what runs the attempts
 """
 
 
@@ -39,5 +41,13 @@ class MachineFault(HiernasError):
     exit_code = 5
 
 
-class StoreUnavailable(HiernasError):
+class Unavailable(HiernasError):
+    """Something does not answer now; it is worth trying again."""
+
+
+class StoreUnavailable(Unavailable):
     """The store does not answer now."""
+
+
+class ExecutorUnavailable(Unavailable):
+    """What runs the attempts does not answer now."""

@@ -42,15 +42,22 @@ class JobSpec:
     resources: Resources
 
 
+class Refused(Exception):
+    """A job is not created now, for a reason that may pass: a quota, an admission rule. The attempt waits."""
+
+
 class Executor(Protocol):
-    """Anything that runs attempts. `start` and `delete` may be repeated; `jobs` is complete and consistent."""
+    """Anything that runs attempts. `start` and `delete` may be repeated; `jobs` is complete and consistent.
+
+    Each may raise ExecutorUnavailable: then nothing is known of what was asked, and the controller tries again later.
+    """
 
     name: str
     survives: bool
     """Whether attempts go on when the controller dies."""
 
     def start(self, spec: JobSpec) -> None:
-        """Run an attempt; nothing happens if a job of that name is there."""
+        """Run an attempt; nothing happens if a job of that name is there. Refused when it must wait."""
         ...
 
     def jobs(self) -> Sequence[Job]:

@@ -120,7 +120,7 @@ class View:
     now: bool = False
     """Ctrl-C again: end what runs."""
     refused: bool = False
-    """The executor refused a job this round: no more are tried."""
+    """The executor refused a job a moment ago: no more are tried for now."""
     waits: bool = False
     """The strategy waits for an outcome before it breeds again."""
 
@@ -255,11 +255,11 @@ def _breed(state: State, view: View) -> Iterator[Action]:
 def _clean(state: State, view: View) -> Iterator[Action]:
     running = {attempt.job for story in state.unfinished.values() if (attempt := story.running)}
     for name in sorted(view.jobs):
-        if name not in running and _known(state, name):
+        if name not in running and known(state, name):
             yield Cancel(name)
 
 
-def _known(state: State, name: str) -> bool:
+def known(state: State, name: str) -> bool:
     """Whether an attempt of ours has this job: a job is never deleted because it is unknown."""
     head, _, attempt = name.rpartition("-a")
     _, _, candidate = head.rpartition("-c")
@@ -270,7 +270,7 @@ def _known(state: State, name: str) -> bool:
 
 
 def _finish(state: State, view: View) -> Iterator[Action]:
-    if view.jobs or any(story.running for story in state.unfinished.values()):
+    if any(known(state, name) for name in view.jobs) or any(story.running for story in state.unfinished.values()):
         return
     hold = holds(state, gpu_seconds(state, view))
     if len(state.stories) >= limits_of(state).max_evaluations and not state.unfinished:

@@ -284,5 +284,9 @@ def _complete(records: _Records) -> Iterator[Finding]:
     for place, attempt in sorted(records.attempts.items()):
         outcome = outcomes.get(place[0])
         if place not in records.ends and not (outcome and outcome.attempt == place[1]):
-            level = Level.NOTE if attempt.stamp.at > last.stamp.at or outcome is None else Level.ERROR
-            yield Finding(level, attempt_key(*place), "is neither accepted nor ended though the run is finished")
+            # Written by the one that finished the run, it was forgotten. By an earlier one, it landed after the last reading of the folder.
+            stray = outcome is None or attempt.stamp.controller != last.stamp.controller
+            yield Finding(
+                Level.NOTE if stray else Level.ERROR, attempt_key(*place),
+                "stray: neither accepted nor ended, written late by a controller that was followed" if stray else "is neither accepted nor ended though the run is finished",
+            )  # fmt: skip

@@ -4,6 +4,7 @@ It imports no torch: the trainer is named ('module:function') and imported when 
 which runs attempts inline too, stays light. Exit codes: 0 written (or nothing to do), 1 a bug (written too), 5 this machine is at fault.
 """
 
+import errno
 import importlib
 import logging
 import time
@@ -14,7 +15,7 @@ from typing import cast
 
 from pipeline.answer import network
 from pipeline.codec import BadRecord
-from pipeline.errors import HiernasError, MachineFault, StoreUnavailable
+from pipeline.errors import DamagedRun, HiernasError, MachineFault, StoreUnavailable
 from pipeline.run import RunFolder, SlotTaken, attempt_key, candidate_key, end_key, evaluation_key
 from pipeline.store import Store
 from search.graph import Graph, Unbuildable
@@ -22,6 +23,10 @@ from search.records import Attempt, Candidate, Evaluation, Failure, FailureKind,
 
 TRAINER = "pipeline.trainer:train"
 """What workers run unless told otherwise; tests name others."""
+PATIENCE_SECONDS = 600.0
+"""How long a finished training waits for a store that does not answer, before its machine counts as at fault."""
+MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE})
+"""What the system reports where a disk is full or not well: no trainer's fault."""
 log = logging.getLogger("hiernas.worker")
 
 
@@ -55,19 +60,20 @@ def work(store: Store, run: str, candidate: int, attempt: int, trainer: Callable
     started = time.monotonic()
     folder = RunFolder(store, run)
     try:
+        what = folder.run  # first: a store that lacks the whole run is not a damaged run
         record, _ = folder.read(candidate_key(candidate))
         decision, _ = folder.read(attempt_key(candidate, attempt))
         if _superfluous(folder, candidate, attempt):
             log.info("nothing to do run=%s candidate=%d attempt=%d", run, candidate, attempt)
             return 0
-        evaluation = _evaluate(folder.run, record, decision, trainer, data_root, started)
+        evaluation = _evaluate(what, record, decision, trainer, data_root, started)
         return _write(folder, evaluation)
-    except (MachineFault, StoreUnavailable) as error:
+    except DamagedRun as error:
+        log.error("the run is damaged run=%s candidate=%d attempt=%d error=%s", run, candidate, attempt, error)
+        return error.exit_code
+    except HiernasError as error:  # a store that this machine cannot reach or write to, or that lacks the run here: a disk not mounted
         log.error("this machine is at fault run=%s candidate=%d attempt=%d error=%s", run, candidate, attempt, error)
         return MachineFault.exit_code
-    except HiernasError as error:
-        log.error("attempt failed run=%s candidate=%d attempt=%d error=%s", run, candidate, attempt, error)
-        return MachineFault.exit_code if "store:" in str(error) else error.exit_code
 
 
 def _superfluous(folder: RunFolder, candidate: int, attempt: int) -> bool:
@@ -93,14 +99,27 @@ def _evaluate(run: Run, candidate: Candidate, attempt: Attempt, trainer: Callabl
         raise
     except Unbuildable as error:
         kind, message = FailureKind.UNBUILDABLE, str(error)
-    except Exception:  # our own fault, whatever it is: it is recorded with its traceback and stops the run if it repeats
+    except Exception as error:  # our own fault, whatever it is: it is recorded with its traceback and stops the run if it repeats
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            raise MachineFault(f"{error.filename or 'a file'}: {error.strerror}") from error
         kind, message = FailureKind.BUG, traceback.format_exc(limit=20)[-8000:]
     return Failure(candidate.index, attempt.attempt, kind, message, time.monotonic() - started, None)
 
 
 def _write(folder: RunFolder, evaluation: Evaluation) -> int:
-    try:
-        folder.create(evaluation_key(evaluation.candidate, evaluation.attempt), evaluation)
-    except SlotTaken:
-        log.info("another process of this attempt was quicker run=%s candidate=%d", folder.name, evaluation.candidate)
+    """Write what the training came to. It may have taken hours: a store that does not answer is waited for."""
+    until, pause = time.monotonic() + PATIENCE_SECONDS, 1.0
+    while True:
+        try:
+            folder.create(evaluation_key(evaluation.candidate, evaluation.attempt), evaluation)
+        except SlotTaken:
+            log.info("another process of this attempt was quicker run=%s candidate=%d", folder.name, evaluation.candidate)
+        except StoreUnavailable as error:
+            if time.monotonic() > until:
+                raise
+            log.warning("store unavailable, trying again run=%s candidate=%d error=%s", folder.name, evaluation.candidate, error)
+            time.sleep(pause)
+            pause = min(30.0, pause * 2)
+            continue
+        break
     return 1 if isinstance(evaluation, Failure) and evaluation.failure is FailureKind.BUG else 0

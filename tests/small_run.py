@@ -33,16 +33,21 @@ RUN = Run(
 
 
 class FakeClock:
-    """A thousandth of a second passes at each look."""
+    """A thousandth of a second passes at each look; sleeping takes no time."""
 
     def __init__(self) -> None:
         self._ticks = itertools.count(1_000_000)
+        self._slept = 0.0
 
     def now(self) -> float:
         """See Clock."""
-        return next(self._ticks) / 1000
+        return next(self._ticks) / 1000 + self._slept
 
     monotonic = now
+
+    def sleep(self, seconds: float) -> None:
+        """See Clock."""
+        self._slept += seconds
 
 
 class Passing:
