@@ -6,7 +6,7 @@ PYTHON ?= python3
 # Where this is set, imports cost two to four times as much: without cached bytecode every process compiles torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check lock clean
+.PHONY: help demo test prove-simulation check docs lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -37,11 +37,18 @@ demo: .venv/.run ## A real search on real images: run `demo` in the store runs/,
 test: .venv/.test ## The tests, some minutes
 	@.venv/bin/python -m pytest
 
+prove-simulation: .venv/.test ## A million steps of simulated searches, some ten minutes; result in bench/results/
+	@.venv/bin/python tests/simulation.py --steps 1000000 --out bench/results/simulation.txt
+
 check: .venv/.test ## Lint, format, types, layers
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+
+docs: .venv/.test ## Write the made pages of docs/ again: records.md and config.md
+	@.venv/bin/python docs/make_records.py
+	@.venv/bin/python docs/make_config.py
 
 lock: .venv/.test ## Pin the requirements again, with hashes, to what is current
 	@for target in "images/requirements-local.txt --extra worker --extra report --extra data" "tests/requirements.txt --all-extras"; do \

@@ -23,6 +23,7 @@ from search.records import (
     Candidate,
     Claim,
     End,
+    EndReason,
     Failure,
     Metrics,
     Outcome,
@@ -182,6 +183,9 @@ def _attempts(records: _Records) -> Iterator[Finding]:
             yield _error(key, "is of a candidate that was never proposed")
         if number and (index, number - 1) not in records.ends:
             yield _error(key, f"was begun though attempt {number - 1} has no end")
+        before = records.ends.get((index, number - 1))
+        if before is not None and before.reason is EndReason.REJECTED and number - 1 not in attempt.rejected:
+            yield _error(key, f"does not name attempt {number - 1} as rejected, whose evaluation was not valid")
         limits = _limits(records, attempt.stamp.control)
         if limits is None:
             yield _error(key, "was decided before any controller claimed the run")

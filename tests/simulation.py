@@ -9,14 +9,18 @@ to its next such point, or one blow of fate. After each step that changed the st
 """
 
 import argparse
+import contextlib
 import logging
+import platform
 import random
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -27,9 +31,10 @@ from trainers import instant
 import pipeline.codec
 import pipeline.run
 import pipeline.verify
+from pipeline.codec import BadRecord
 from pipeline.controller import Controller, Place
 from pipeline.errors import ConfigError, DamagedRun, ExecutorUnavailable, MachineFault, Overtaken, StoreUnavailable
-from pipeline.executor import Job, JobSpec, JobStatus, Refused
+from pipeline.executor import Job, JobSpec, JobStatus, Refused, job_name
 from pipeline.requests import request
 from pipeline.run import RunFolder, end_key, evaluation_key
 from pipeline.store import MemoryStore
@@ -42,6 +47,7 @@ from search.space import PAPER_PRIMITIVES, Space
 from search.space import Level as SpaceLevel
 
 NAME = "simulated"
+STRANGER = job_name(NAME, 99, 0)
 STORM_STEPS = 1500
 """Steps a seed under faults; then the world calms down and the run must come to its end."""
 CALM_STEPS = 6000
@@ -115,6 +121,8 @@ class World:
         self.main = getcurrent()
         self.truth = MemoryStore()
         self.acknowledged: dict[str, bytes] = {}
+        self.broken = ""  # what was found where an exception would be taken for a worker's own
+        self.landed: dict[str, int] = {}  # step in which each object appeared
         self.floating: list[tuple[float, str, bytes]] = []
         self.late_starts: list[tuple[float, Platform, JobSpec]] = []
         self.actors: list[Actor] = []
@@ -203,6 +211,8 @@ class World:
         else:
             self.cluster.advance()
             self._one_actor()
+        if self.broken:
+            raise Broken(f"seed {self.seed}, step {self.steps}: {self.broken}")
         if self.changed:
             self.check()
 
@@ -232,10 +242,10 @@ class World:
 
     def write(self, key: str, data: bytes) -> bytes:
         """What the store itself does with a write."""
-        before = len(self.truth.list(key))
-        stored = self.truth.create(key, data)
-        self.changed = self.changed or len(self.truth.list(key)) != before
-        return stored
+        if not self.truth.list(key):
+            self.landed[key] = self.steps
+            self.changed = True
+        return self.truth.create(key, data)
 
     @property
     def alive(self) -> list[Process]:
@@ -320,6 +330,7 @@ class World:
             reason = process.controller.work(lambda *_: None, 0.5)
             if reason is not None:
                 self.released_at = self.now
+                self.served(process.controller, reason)
             self.tell("released", reason.value if reason else "nothing to do")
 
         process = Process(self.spawn(f"controller{number}", body), executor)
@@ -336,6 +347,36 @@ class World:
 
     # -- what must hold
 
+    def served(self, controller: Controller, reason: ReleaseReason) -> None:
+        """What people asked for before the release is known to whoever released (an interrupted one leaves it to the next)."""
+        release = max(step for key, step in self.landed.items() if "/controllers/" in key)
+        asked = sum(step < release for key, step in self.landed.items() if "/control/" in key)
+        if reason is not ReleaseReason.INTERRUPTED and len(controller.state.requests) < asked:
+            raise Broken(f"seed {self.seed}, step {self.steps}: released with {len(controller.state.requests)} of {asked} requests served")
+
+    def spent(self) -> None:
+        """The sums are those of the single records: what an outcome says replaces what its attempt's end says."""
+        state = RunFolder(self.truth, NAME).load()
+        each: dict[tuple[int, int], float] = {}
+        for story in state.stories:
+            each |= {(end.candidate, end.attempt): end.gpu_seconds for end in story.ends.values()}
+        each |= {(outcome.candidate, outcome.attempt): outcome.gpu_seconds for outcome in state.history}
+        if abs(sum(each.values()) - state.totals.gpu_seconds) > 1e-6:
+            raise Broken(f"seed {self.seed}, step {self.steps}: {state.totals.gpu_seconds} GPU-seconds spent, the records add up to {sum(each.values())}")
+
+    def concluded(self, spec: JobSpec) -> bool:
+        """Whether a worker that begins now finds that there is nothing to do."""
+        if self.truth.list(f"{NAME}/{end_key(spec.candidate, spec.attempt)}"):
+            return True
+        folder = RunFolder(self.truth, NAME)
+        attempts = [folder.read(key)[0] for key in folder.keys_of("attempts", spec.candidate)]
+        rejected = {number for attempt in attempts for number in attempt.rejected}
+        for attempt in attempts:
+            with contextlib.suppress(BadRecord):
+                if attempt.attempt not in rejected and folder.evaluation(spec.candidate, attempt.attempt) is not None:
+                    return True
+        return False
+
     def check(self) -> None:
         """The invariants of the folder, and: what was acknowledged is there, as it was."""
         self.changed = False
@@ -345,6 +386,8 @@ class World:
         for key, data in self.acknowledged.items():
             if self.truth.read(key) != data:
                 raise Broken(f"seed {self.seed}, step {self.steps}: {key} is not what was acknowledged")
+        if self.steps % 7 == 0:
+            self.spent()
 
     def storm(self, steps: int) -> None:
         """Faults of every kind."""
@@ -382,7 +425,7 @@ class World:
             raise Broken(f"seed {self.seed}: finished without {sorted(state.unfinished)}, with {len(state.history)} of {len(state.stories)} outcomes")
         claim = next(one for one in reversed(state.controllers) if isinstance(one, Claim))
         # Local processes cannot delete a cluster's jobs, and nobody those that appear after the end.
-        if claim.executor == self.cluster.kind and any(job.born < self.released_at for job in self.cluster.jobs.values()):
+        if claim.executor == self.cluster.kind and any(job.born < self.released_at for name, job in self.cluster.jobs.items() if name != STRANGER):
             raise Broken(f"seed {self.seed}: jobs left at the end: {sorted(self.cluster.jobs)}")
         self.happened.update(f"end {one.reason.value}" for story in state.stories for one in story.ends.values())
         self.happened.update(f"outcome {outcome.outcome.value}" for outcome in state.history)
@@ -507,13 +550,18 @@ class Platform:
         world, spec = self.world, job.spec
 
         def body() -> None:
+            needless.append(world.concluded(spec))
             code = work(FaultyStore(world), spec.run, spec.candidate, spec.attempt, lambda: train, "nowhere")
             world.pause(world.random.expovariate(5.0))  # written, not yet exited
             world.tell("worker exits", spec.name, code)
             if job.status is JobStatus.RUNNING and actor in job.workers:
                 self.end(job, None, code)
 
+        needless: list[bool] = []
+
         def train(task: Task) -> Evaluation:
+            if needless[0]:
+                world.broken = f"{spec.name} trains though all was known when it began"
             return simulated_training(world, task)
 
         actor = world.spawn(f"w{spec.candidate}-{spec.attempt}", body)
@@ -541,13 +589,15 @@ class Platform:
         if not self.jobs:
             return
         job = self.jobs[world.random.choice(sorted(self.jobs))]
-        blow = world.random.choice(("kill", "evict", "node", "memory", "lose", "duplicate", "resurrect"))
+        blow = world.random.choice(("kill", "evict", "node", "memory", "lose", "duplicate", "resurrect", "stranger"))
         world.tell(f"job {blow}", job.spec.name)
         running = job.status is JobStatus.RUNNING
         if blow == "lose":
             self.delete(job.spec.name)
         elif blow == "duplicate" and running:
             self._worker(job)
+        elif blow == "stranger":  # of this run's name, of no attempt in its folder: not ours to delete
+            self.create(JobSpec(STRANGER, NAME, 99, 0, Resources()))
         elif blow == "resurrect":
             world.late_starts.append((world.now + world.random.uniform(0, 60), self, job.spec))
         elif running and blow in ("kill", "evict", "node", "memory"):
@@ -728,32 +778,46 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, help="only this seed")
     parser.add_argument("--first", type=int, default=0, help="first of many seeds (default 0)")
-    parser.add_argument("--steps", type=int, default=20_000, help="at least so many steps (default 20000)")
-    parser.add_argument("--trace", action="store_true", help="tell what happens")
+    parser.add_argument("--steps", type=int, default=20_000, help="at least so many steps in all (default 20000)")
+    parser.add_argument("--storm", type=int, default=STORM_STEPS, help=f"steps a seed under faults (default {STORM_STEPS})")
+    parser.add_argument("--trace", action="store_true", help="with --seed: tell what happens")
+    parser.add_argument("--out", type=Path, help="write the result there too")
     given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO if given.trace else logging.ERROR, stream=sys.stdout, format="%(message)s")
-    logging.getLogger("hiernas").setLevel(logging.INFO)
-    logging.getLogger("hiernas").propagate = given.trace
-    if given.seed is not None:
-        world = simulate(given.seed, trace=given.trace)
-        print(f"seed {given.seed}: holds, {world.steps} steps")
-        return 0
-    began, total, seeds, broken, happened = time.monotonic(), 0, 0, 0, Counter[str]()
-    while total < given.steps:
-        seed = given.first + seeds
-        seeds += 1
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+    with contextlib.nullcontext() if given.trace else quiet():
+        if given.seed is not None:
+            logging.getLogger("hiernas").setLevel(logging.INFO)
+            world = simulate(given.seed, given.storm, given.trace)
+            print(f"seed {given.seed}: holds, {world.steps} steps")
+            return 0
+        return _many(given.first, given.steps, given.storm, given.out)
+
+
+def _many(first: int, least: int, storm: int, out: Path | None) -> int:
+    began, total, seed, broken, happened = time.monotonic(), 0, first, 0, Counter[str]()
+    while total < least:
         try:
-            world = simulate(seed)
+            world = simulate(seed, storm)
         except Exception as error:
             broken += 1
-            print(f"{type(error).__name__}: {error}\n  again: .venv/bin/python tests/simulation.py --seed {seed} --trace", flush=True)
-            total += STORM_STEPS
-            continue
-        total += world.steps
-        happened += world.happened
-    print(f"{total} steps, {seeds} seeds, {broken} broken, {time.monotonic() - began:.0f} s")
-    for what, count in sorted(happened.items()):
-        print(f"  {count:8d} {what}")
+            total += storm
+            print(f"{type(error).__name__}: {error}\n  again: .venv/bin/python tests/simulation.py --seed {seed} --storm {storm} --trace", flush=True)
+        else:
+            total += world.steps
+            happened += world.happened
+        seed += 1
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    lines = [
+        f"{total} steps, {seed - first} seeds, {broken} broken, {time.monotonic() - began:.0f} s",
+        f"command: .venv/bin/python tests/simulation.py --first {first} --steps {least} --storm {storm}",
+        f"commit {commit or 'unknown'}, {time.strftime('%Y-%m-%d')}, Python {platform.python_version()}",
+        "what happened, how often:",
+        *(f"{count:10d} {what}" for what, count in sorted(happened.items())),
+    ]
+    print("\n".join(lines))
+    if out is not None:
+        out.write_text("\n".join(lines) + "\n")
     return 1 if broken else 0
 
 
