@@ -160,7 +160,12 @@ class Controller:
         newer = self.folder.keys("controllers", controller_key(self._slot))
         self._looked = self.clock.monotonic()
         for key in newer:
-            raise self._overtaken(self.folder.read(key)[0])
+            record = self.folder.read(key)[0]
+            if not self._own_release(record):
+                raise self._overtaken(record)
+
+    def _own_release(self, record: Claim | Release) -> bool:
+        return isinstance(record, Release) and record.stamp.controller == self._claim
 
     def _load(self) -> None:
         self.state = self.folder.load()
@@ -214,6 +219,9 @@ class Controller:
         """One round. Returns what was seen, and why the charge was given up once it was."""
         if self._stale:
             self._load()
+            last = self.state.controllers[-1]
+            if isinstance(last, Release) and self._own_release(last):  # it had landed, only the answer was lost
+                return plan.View(self._claim, self.executor.name, self.executor.survives, {}, self._seen), last.reason
         view = self.observe()
         try:
             for _ in range(STAGES):

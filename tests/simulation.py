@@ -36,7 +36,7 @@ from pipeline.controller import Controller, Place
 from pipeline.errors import ConfigError, DamagedRun, ExecutorUnavailable, MachineFault, Overtaken, StoreUnavailable
 from pipeline.executor import Job, JobSpec, JobStatus, Refused, job_name
 from pipeline.requests import request
-from pipeline.run import RunFolder, end_key, evaluation_key
+from pipeline.run import RunFolder, controller_key, end_key, evaluation_key
 from pipeline.store import MemoryStore
 from pipeline.verify import Level, verify
 from pipeline.worker import Task, work
@@ -327,7 +327,11 @@ class World:
 
         def body() -> None:
             process.controller = Controller(folder, executor, clock, place, limits, Resources(gpus=1), take_over)
-            reason = process.controller.work(lambda *_: None, 0.5)
+            try:
+                reason = process.controller.work(lambda *_: None, 0.5)
+            except Overtaken:
+                self.followed(place)
+                raise
             if reason is not None:
                 self.released_at = self.now
                 self.served(process.controller, reason)
@@ -349,10 +353,19 @@ class World:
 
     def served(self, controller: Controller, reason: ReleaseReason) -> None:
         """What people asked for before the release is known to whoever released (an interrupted one leaves it to the next)."""
-        release = max(step for key, step in self.landed.items() if "/controllers/" in key)
+        records = controller.state.controllers
+        own = next(at for at, record in enumerate(records) if isinstance(record, Release) and record.stamp.controller == controller._claim)
+        release = self.landed[f"{NAME}/{controller_key(own)}"]
         asked = sum(step < release for key, step in self.landed.items() if "/control/" in key)
         if reason is not ReleaseReason.INTERRUPTED and len(controller.state.requests) < asked:
             raise Broken(f"seed {self.seed}, step {self.steps}: released with {len(controller.state.requests)} of {asked} requests served")
+
+    def followed(self, place: Place) -> None:
+        """Whoever says that it was overtaken was: the last claim is another's."""
+        controllers = RunFolder(self.truth, NAME).load().controllers
+        last = next((record for record in reversed(controllers) if isinstance(record, Claim)), None)
+        if last is None or last.incarnation == place.incarnation:
+            raise Broken(f"seed {self.seed}, step {self.steps}: {place.incarnation} says that it was overtaken, the last claim is {last}")
 
     def spent(self) -> None:
         """The sums are those of the single records: what an outcome says replaces what its attempt's end says."""

@@ -3,6 +3,7 @@
 import pytest
 from small_run import NAME, Passing, check_finished, controller, errors, work
 
+from pipeline.errors import StoreUnavailable
 from pipeline.run import RunFolder
 from pipeline.store import MemoryStore, Store
 from search.limits import Limits
@@ -89,4 +90,41 @@ def test_a_run_survives_a_crash_at_every_write_of_every_life() -> None:
                 break
             except Crash:
                 assert errors(store) == []
+        check(store)
+
+
+class Unanswered(Passing):
+    """A store whose n-th write lands but is not answered, and which then does not answer a second time."""
+
+    def __init__(self, store: Store, survives: int, again: int) -> None:
+        super().__init__(store)
+        self.left, self.again = survives, again
+
+    def create(self, key: str, data: bytes) -> bytes:
+        """See Store."""
+        self.left -= 1
+        stored = super().create(key, data)
+        if self.left == -1:
+            raise StoreUnavailable("the answer was lost")
+        return stored
+
+    def read(self, key: str) -> bytes:
+        """See Store."""
+        if self.left < 0:
+            self.again -= 1
+            if self.again == 0:
+                raise StoreUnavailable("no answer")
+        return super().read(key)
+
+
+@pytest.mark.parametrize("again", [0, 1, 2, 9])
+def test_a_run_goes_on_after_any_write_whose_answer_is_lost(again: int) -> None:
+    """The first two writes are run.json and the claim: a command that cannot even begin says so, and is given again."""
+    for survives in range(writes()):
+        store = MemoryStore()
+        try:
+            search(Unanswered(store, survives, again))
+        except StoreUnavailable:
+            assert survives < 2
+            search(store)
         check(store)
