@@ -1,12 +1,14 @@
 """The command line: arguments in, one of the other modules called, an exit code out. Nothing is decided here."""
 
 import argparse
+import difflib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, DamagedRun, HiernasError
@@ -28,7 +30,7 @@ def _existing_store(arguments: argparse.Namespace) -> Store:
     url = _store_url(arguments.store)
     if "://" not in url and not Path(url).is_dir():
         raise ConfigError(f"there is no store {url!r} here; give --store URL or set HIERNAS_STORE")
-    return open_store(url)
+    return open_store(url, make=False)
 
 
 def _folder(arguments: argparse.Namespace) -> RunFolder:
@@ -61,6 +63,8 @@ def _ls(arguments: argparse.Namespace) -> int:
     rows = [summary(RunFolder(store, name).load()) for name in names]
     if arguments.json:
         print(json.dumps(rows))
+    elif not rows:
+        print("the store has no runs yet; `hiernas run CONFIG` begins one, for example `hiernas run configs/demo.yaml`")
     for row in [] if arguments.json else rows:
         best = f"{row['best']['fitness']:.2%}" if row["best"] else "-"
         print(f"{row['run']:40} {row['state']:12} {row['evaluated']}/{row['max_evaluations']} evaluated, best {best}")
@@ -148,6 +152,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _prepare(arguments: argparse.Namespace) -> int:
     from pipeline import prepare
+    from search.dataset import SPLITS
 
     root = Path(arguments.data_root)
     for name in arguments.names:
@@ -157,7 +162,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"data set {name!r} is made from a local copy: give --source FOLDER (nothing is downloaded)")
         else:
             dataset = prepare.prepare_cifar(name, Path(arguments.source), root / name)
-        counts = ", ".join(f"{split.images} {part}" for part, split in dataset.splits.items())
+        counts = ", ".join(f"{dataset.splits[part].images} {part}" for part in SPLITS)
         print(f"{root / name}: {counts} images, digest {dataset.digest[:16]}")
     return 0
 
@@ -168,21 +173,102 @@ def _worker(arguments: argparse.Namespace) -> int:
     from pipeline.worker import TRAINER, load_trainer, work
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    store = open_store(_store_url(arguments.store))
+    store = open_store(_store_url(arguments.store), make=False)
     return work(store, arguments.run, arguments.candidate, arguments.attempt, lambda: load_trainer(TRAINER), arguments.data_root)
+
+
+_EXAMPLES = {
+    "run": """
+  hiernas run configs/demo.yaml                 begin it, or go on where it was
+  hiernas run configs/demo.yaml --workers 4     with other limits; the run remembers them
+
+All keys of a config: docs/config.md. What to do when something goes wrong: docs/operations.md.""",
+    "ls": """
+  hiernas ls
+  hiernas ls --store /srv/runs --json""",
+    "status": """
+  hiernas status demo
+  hiernas status demo --watch
+  hiernas status demo --json
+
+`evaluated` counts every outcome, failed and reused ones too; `in flight` are candidates without an outcome.""",
+    "show": """
+  hiernas show demo 17
+
+Every record that this tells of is a file of the run: docs/records.md.""",
+    "set": """
+  hiernas set demo max_evaluations=64
+  hiernas set demo workers=4 max_gpu_hours=none
+
+All limits: docs/config.md, section limits. Lowering `workers` lets what runs finish.""",
+    "pause": """
+  hiernas pause demo
+
+`hiernas resume` goes on.""",
+    "resume": """
+  hiernas resume demo
+
+After `stop` or a halt the controller has ended: start it again with the same `hiernas run`.""",
+    "stop": """
+  hiernas stop demo
+  hiernas stop demo --now
+
+`hiernas resume`, then the same `hiernas run`, goes on.""",
+    "report": """
+  hiernas report demo --out demo-report
+
+Writes report.html, which needs no network, figures as SVG and PNG, and best-genotype.json. A report can be made at any moment.""",
+    "verify": """
+  hiernas verify demo
+  hiernas verify demo --json
+
+What each finding means and what to do: docs/operations.md. Exit code 4: the run is damaged.""",
+    "explain": """
+  hiernas explain --genotype 1.0-6.3-0-3+6.4-2.0-0-0+5.1-2.2-3-1+1.4-4.3-4-0+4.1-1.3-3-0+3.2-0.2-6-4:6.2-1.5-5-1.4-5-0-1 --draw cell.svg
+
+A genotype is motifs joined by '+', levels by ':'; a motif is its rows below the first, joined by '.'. `hiernas status` prints the best.""",
+    "prepare": """
+  hiernas data prepare digits
+  hiernas data prepare cifar10 --source ~/cifar""",
+    "worker": """
+  hiernas worker --run demo --candidate 17 --attempt 0
+
+Executors do this; by hand it is useful for debugging one candidate. It writes nothing where an evaluation is already.""",
+}
+"""What stands below a command's options in its help."""
+_MAIN = """first steps:
+  hiernas data prepare digits                   images that come with scikit-learn; nothing is downloaded
+  hiernas run configs/demo.yaml                 a search of some minutes
+  hiernas report demo --out runs/demo-report    what it found
+
+`hiernas COMMAND --help` shows examples. README.md explains the words, docs/operations.md what to do when.
+
+exit codes: 0 done, 1 failed, 2 bad usage or config, 3 overtaken by another controller, 4 damaged run, 5 this machine is at fault"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says which command was meant, and where the help is."""
+
+    def error(self, message: str) -> NoReturn:
+        given = message.partition("invalid choice: '")[2].partition("'")[0]
+        if given:
+            words = [word.strip(" ')") for word in message.rpartition("(choose from ")[2].split(",")]
+            near = difflib.get_close_matches(given, words, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            message = f"{message.partition(': invalid choice')[0]}: {given!r} is unknown{hint}; known: {', '.join(words)}"
+        self.exit(2, f"hiernas: {message}\nTry `{self.prog} --help`\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their arguments."""
-    top = argparse.ArgumentParser(
-        prog="hiernas",
-        description="Search for neural network architectures: hierarchical evolution (Liu et al. 2018).",
-        epilog="Exit codes: 0 done, 1 failed, 2 bad usage or config, 3 overtaken by another controller, 4 damaged run, 5 this machine is at fault.",
+    raw = argparse.RawDescriptionHelpFormatter
+    top = _Parser(
+        prog="hiernas", description="Search for neural network architectures: hierarchical evolution (Liu et al. 2018).", epilog=_MAIN, formatter_class=raw
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, act: Callable[[argparse.Namespace], int], text: str, run: bool = True, store: bool = True) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, epilog=f"examples:{_EXAMPLES[name]}", formatter_class=raw)
         command.set_defaults(act=act)
         if run:
             command.add_argument("run", metavar="RUN", help="name of the run")
@@ -225,7 +311,11 @@ def parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="Prepare data sets.", description="Prepare data sets.")
     prepare = data.add_subparsers(required=True, metavar="COMMAND").add_parser(
-        "prepare", help="make data sets ready for workers", description="Make data sets ready for workers. Nothing is downloaded."
+        "prepare",
+        help="make data sets ready for workers",
+        description="Make data sets ready for workers. Nothing is downloaded.",
+        epilog=f"examples:{_EXAMPLES['prepare']}",
+        formatter_class=raw,
     )
     prepare.set_defaults(act=_prepare)
     prepare.add_argument(
@@ -244,6 +334,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `hiernas`."""
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser().print_help()
+        return 0
     given = parser().parse_args(arguments)
     try:
         code: int = given.act(given)

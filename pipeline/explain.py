@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pipeline.config import parse_recipe
 from pipeline.errors import ConfigError
+from pipeline.words import text_genotype
 from search.cost import cost
 from search.genotype import Genotype
 from search.graph import Kind, Model, Unbuildable, assemble
@@ -12,7 +13,7 @@ from search.space import SPACES
 
 def explain(text: str, space_name: str, recipe_name: str, draw: str | None) -> str:
     """Matrices, edges, and the cost of its network on 32×32 colour images of 10 classes; ConfigError names what is wrong."""
-    from pipeline.drawing import draw_genotype, text_genotype
+    from pipeline.drawing import draw_genotype
 
     if space_name not in SPACES:
         raise ConfigError(f"--space {space_name!r} is unknown; known: {', '.join(SPACES)}")

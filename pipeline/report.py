@@ -4,45 +4,65 @@ Everything comes from the run's records; a report can be written of a run at any
 """
 
 import base64
+import errno
 import io
 import json
 import os
-from collections import Counter
-from dataclasses import asdict
-from importlib.resources import files
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, StrictUndefined
-
 from pipeline.answer import network
-from pipeline.codec import BadRecord
-from pipeline.drawing import draw_genotype, text_change, text_genotype
-from pipeline.errors import ConfigError
+from pipeline.drawing import draw_genotype, draw_motif, uses
+from pipeline.errors import ConfigError, HiernasError
+from pipeline.page import Picture, page, trained_candidates
 from pipeline.run import RunFolder
-from pipeline.status import summary
+from pipeline.words import motif_name
 from search.cost import cost
 from search.genotype import Genotype
-from search.records import Failure, Outcome
+from search.records import Metrics, Outcome, OutcomeKind
 from search.state import State, Story
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 150
+PAGE, BEST = "report.html", "best-genotype.json"
+FIGURES, KINDS = ("fitness", "parameters", "best"), ("svg", "png")
+"""Figures are files of both kinds. With the page and the best genotype they are all that a report consists of."""
 
 
 def write_report(folder: RunFolder, out: Path) -> None:
-    """Write report.html, the figures and best-genotype.json into `out`; what a run without a fitness cannot have is left out."""
+    """Write report.html, the figures and best-genotype.json into `out`.
+
+    What a run without a fitness cannot have is left out, and removed where an earlier report left it; nothing else is touched.
+    """
     state = folder.load()
+    trained = trained_candidates(folder, state)
+    figures = _figures(state, trained)
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"--out {str(out)!r}: it, or a folder above it, is a file; expected a folder, or a path where one can be made") from error
-    sources = {name: _save(out, name, figure) for name, figure in _figures(state).items()}
-    if state.best is not None:
-        _write(out / "best-genotype.json", json.dumps(_best(state, state.best), indent=2).encode() + b"\n")
-    _write(out / "report.html", _page(folder, state, sources).encode())
+        sources = {name: _save(out, name, figure) for name, figure in figures.items()}
+        if state.best is not None:
+            _write(out / BEST, json.dumps(_best(state, state.best), indent=2).encode() + b"\n")
+        else:
+            for name in (BEST, *(f"{figure}.{kind}" for figure in FIGURES for kind in KINDS)):
+                (out / name).unlink(missing_ok=True)
+        _write(out / PAGE, page(folder, state, trained, _charts(state, sources), _motifs(state)).encode())
+    except OSError as error:
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: OSError) -> HiernasError:
+    """What stands in the way of a report, and what to do."""
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return ConfigError(f"--out {str(out)!r}: it, or a folder above it, is a file; expected a folder, or a path where one can be made")
+    place = error.filename2 or error.filename or out
+    message = f"--out {str(out)!r}: {place} cannot be written: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return HiernasError(f"{message}; free some space and write the report again")
+    return ConfigError(f"{message}; choose another folder, or make this one writable")
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -55,83 +75,178 @@ def _write(path: Path, data: bytes) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _save(out: Path, name: str, figure: "Figure") -> str:
-    """Write a figure as SVG and PNG; returns the SVG as a data URI (as an image of its own: ids of inline ones would clash)."""
+def _svg(figure: "Figure") -> bytes:
+    """The same figure gives the same bytes."""
     import matplotlib
 
-    svg, png = io.BytesIO(), io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "hiernas"}):  # the same run gives the same bytes
+    svg = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "hiernas"}):
         figure.savefig(svg, format="svg", metadata={"Date": None})
+    return svg.getvalue()
+
+
+def _uri(svg: bytes) -> str:
+    """As an image of its own: the ids of several inline drawings would clash."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+
+
+def _save(out: Path, name: str, figure: "Figure") -> str:
+    """Write a figure as SVG and PNG; returns the SVG as a data URI."""
+    svg, png = _svg(figure), io.BytesIO()
     figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
-    _write(out / f"{name}.svg", svg.getvalue())
-    _write(out / f"{name}.png", png.getvalue())
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()
+    for kind, data in zip(KINDS, (svg, png.getvalue()), strict=True):
+        _write(out / f"{name}.{kind}", data)
+    return _uri(svg)
 
 
-def _figures(state: State) -> dict[str, "Figure"]:
+def _figures(state: State, trained: dict[int, Metrics]) -> dict[str, "Figure"]:
+    """One of each name in FIGURES; none without a fitness."""
     if state.best is None:
         return {}
-    genotype = _story(state, state.best).candidate.work.genotype
-    return {"fitness": _draw_fitness(state), "parameters": _draw_parameters(state), "best": draw_genotype(state.run.space, Genotype.from_text(genotype))}
+    genotype = Genotype.from_text(_story(state, state.best).candidate.work.genotype)
+    drawn = _draw_fitness(state), _draw_parameters(state, trained), draw_genotype(state.run.space, genotype)
+    return dict(zip(FIGURES, drawn, strict=True))
+
+
+def _charts(state: State, sources: dict[str, str]) -> list[Picture]:
+    """The charts with what they show in words, for those who do not see them."""
+    if state.best is None:
+        return []
+    numbers, line = _best_so_far(state)
+    known = [outcome.fitness for outcome in state.history if outcome.fitness is not None]
+    rises = f"The best so far is {line[-1]:.2%}, found at outcome {numbers[line.index(line[-1])]}; it began at {line[0]:.2%}."
+    spread = f"{len(known)} candidates have a fitness, from {min(known):.2%} to {max(known):.2%}."
+    return [
+        Picture(
+            sources["fitness"], f"Scatter chart of fitness over outcomes. {spread} {rises}",
+            f"Fitness over evaluations. Each mark is an accepted outcome. {rises} Squares are the initial population, drawn at random; "
+            "the others were bred by mutating the winner of a tournament.",
+        ),
+        Picture(
+            sources["parameters"], f"Scatter chart of fitness against the number of parameters. {spread} The best is candidate {state.best.candidate}.",
+            "Fitness against the size of the network. Up and to the left is better: more images named right with fewer parameters. Each network stands once; the ring marks the best.",
+        ),
+    ]  # fmt: skip
+
+
+def _motifs(state: State) -> list[Picture]:
+    """The best genotype, the cell first, then the motifs that it is made of, those that it uses before the others."""
+    if state.best is None:
+        return []
+    space, genotype = state.run.space, Genotype.from_text(_story(state, state.best).candidate.work.genotype)
+    top = len(genotype.levels) + 1
+    pictures = []
+    for (level, number), count in sorted(uses(genotype).items(), key=lambda item: (-item[0][0], item[1] == 0, item[0][1])):
+        name = motif_name(space, level, number)
+        times = "once" if count == 1 else f"{count} times"
+        used = "The cell: its edges are motifs" if level == top else f"Used {times}" if count else "Not used: it changes nothing"
+        alt = f"{name} as a graph of {genotype.levels[level - 2][number - 1].nodes} nodes; its edges stand in the text below"
+        pictures.append(Picture(_uri(_svg(draw_motif(space, genotype, level, number))), alt, used, wide=level == top))
+    return pictures
 
 
 def _story(state: State, outcome: Outcome) -> Story:
     return state.stories[outcome.candidate]
 
 
-def _scored(state: State, bred: bool) -> list[tuple[Outcome, float]]:
-    """Outcomes with a fitness, of the candidates that have a parent or of those drawn at random."""
-    return [
-        (outcome, outcome.fitness) for outcome in state.history if outcome.fitness is not None and (_story(state, outcome).candidate.parent is not None) is bred
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Candidates of one kind, as both charts mark them: by shape as well as by colour."""
+
+    label: str
+    style: dict[str, Any]
+    outcomes: list[Outcome]
+
+    @property
+    def fitnesses(self) -> list[float | None]:
+        return [outcome.fitness for outcome in self.outcomes]
+
+
+def _groups(state: State) -> list[_Group]:
+    """The kinds of candidates that there are, of those with a fitness."""
+    kinds: list[tuple[str, dict[str, Any], Callable[[bool, bool], bool]]] = [
+        ("drawn at random: the initial population", {"marker": "s", "color": "#d95f02", "s": 34}, lambda bred, reused: not bred and not reused),
+        ("bred by mutation", {"marker": "o", "color": "#1f77b4", "s": 30}, lambda bred, reused: bred and not reused),
+        (
+            "same network as an earlier one: not trained again",
+            {"marker": "o", "facecolors": "none", "edgecolors": "#7f7f7f", "s": 26},
+            lambda _, reused: reused,
+        ),
     ]
+    found = [
+        _Group(label, style, [one for one in state.history if one.fitness is not None and belongs(_is_bred(state, one), one.outcome is OutcomeKind.REUSED)])
+        for label, style, belongs in kinds
+    ]
+    return [group for group in found if group.outcomes]
 
 
-def _groups(state: State) -> list[tuple[str, str, list[tuple[Outcome, float]]]]:
-    """(label, colour, outcomes) of the two kinds of candidates, those that there are."""
-    kinds = (("drawn at random (initial population)", "tab:orange", False), ("bred by mutation", "tab:blue", True))
-    groups = [(label, colour, _scored(state, bred)) for label, colour, bred in kinds]
-    return [group for group in groups if group[2]]
+def _is_bred(state: State, outcome: Outcome) -> bool:
+    return _story(state, outcome).candidate.parent is not None
 
 
 def _axes(xlabel: str, title: str) -> tuple["Figure", Any]:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.set(xlabel=xlabel, ylabel="fitness (validation accuracy)", title=title)
-    axes.grid(alpha=0.3)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(xlabel, fontsize=11)
+    axes.set_ylabel("fitness (validation accuracy)", fontsize=11)
+    axes.set_title(title, fontsize=12)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     return figure, axes
 
 
-def _draw_fitness(state: State) -> "Figure":
-    figure, axes = _axes("evaluations accepted", f"Fitness over evaluations, run {state.run.name}")
-    for label, colour, outcomes in _groups(state):
-        axes.scatter([outcome.number + 1 for outcome, _ in outcomes], [fitness for _, fitness in outcomes], s=18, color=colour, label=label)
-    best = 0.0
+def _best_so_far(state: State) -> tuple[list[int], list[float]]:
+    """Numbers of the outcomes from the first with a fitness, counted from 1, and the best fitness up to each."""
     numbers: list[int] = []
     line: list[float] = []
     for outcome in state.history:
-        best = max(best, outcome.fitness or 0.0)
         if line or outcome.fitness is not None:
             numbers.append(outcome.number + 1)
-            line.append(best)
-    axes.plot(numbers, line, color="black", linewidth=1.3, drawstyle="steps-post", label="best so far")
-    axes.legend(fontsize=8)
+            line.append(max(outcome.fitness or 0.0, line[-1] if line else 0.0))
+    return numbers, line
+
+
+def _draw_fitness(state: State) -> "Figure":
+    figure, axes = _axes("outcomes, in the order in which they were accepted", f"Fitness over evaluations, run {state.run.name}")
+    axes.plot(*_best_so_far(state), color="black", linewidth=1.4, drawstyle="steps-post", label="best so far", zorder=1)
+    for group in _groups(state):
+        axes.scatter([outcome.number + 1 for outcome in group.outcomes], group.fitnesses, label=group.label, zorder=2, **group.style)
+    failed = [outcome.number + 1 for outcome in state.history if outcome.fitness is None]
+    if failed:
+        axes.scatter(failed, [0.02] * len(failed), marker="x", color="#c00000", s=30, label="failed: no fitness", transform=axes.get_xaxis_transform())
+    _legend(figure)
     return figure
 
 
-def _draw_parameters(state: State) -> "Figure":
+def _parameters(state: State, trained: dict[int, Metrics], outcome: Outcome) -> int:
+    """As the evaluation counted them; where there is none that is valid, the network is assembled again."""
+    if outcome.candidate in trained:
+        return trained[outcome.candidate].parameters
+    return cost(network(state.run, _story(state, outcome).candidate)).parameters
+
+
+def _draw_parameters(state: State, trained: dict[int, Metrics]) -> "Figure":
     figure, axes = _axes("parameters of the network", f"Fitness against parameters, run {state.run.name}")
-    for label, colour, outcomes in _groups(state):
-        sizes = [cost(network(state.run, _story(state, outcome).candidate)).parameters for outcome, _ in outcomes]
-        axes.scatter(sizes, [fitness for _, fitness in outcomes], s=18, color=colour, label=label)
+    for group in _groups(state):
+        if group.outcomes[0].outcome is OutcomeKind.REUSED:
+            continue  # each lies on its source
+        sizes = [_parameters(state, trained, outcome) for outcome in group.outcomes]
+        axes.scatter(sizes, group.fitnesses, label=group.label, **group.style)
     assert state.best is not None
-    size = cost(network(state.run, _story(state, state.best).candidate)).parameters
-    axes.scatter([size], [state.best.fitness], s=120, facecolors="none", edgecolors="black", label="best")
-    axes.legend(fontsize=8)
+    axes.scatter([_parameters(state, trained, state.best)], [state.best.fitness], s=170, facecolors="none", edgecolors="black", linewidths=1.5, label="best")
+    _legend(figure)
     return figure
+
+
+def _legend(figure: "Figure") -> None:
+    """Below the chart, where it hides no point."""
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
 
 
 def _best(state: State, best: Outcome) -> dict[str, Any]:
@@ -145,82 +260,3 @@ def _best(state: State, best: Outcome) -> dict[str, Any]:
         "levels": genotype.to_json(),
         "digest": genotype.digest,
     }
-
-
-def _page(folder: RunFolder, state: State, sources: dict[str, str]) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    template = environment.from_string(files("pipeline").joinpath("report.html").read_text(encoding="utf-8"))
-    titles = {"fitness": "Fitness of each candidate in the order of acceptance", "parameters": "Fitness against the size of the network"}
-    best = state.best
-    return template.render(
-        run=state.run,
-        missing="The run has no outcome yet." if not state.history else "No candidate of the run has a fitness yet.",
-        facts=_facts(state),
-        figures=[(title, sources[name]) for name, title in titles.items() if name in sources],
-        best=best,
-        genotype=text_genotype(state.run.space, Genotype.from_text(_story(state, best).candidate.work.genotype)) if best else "",
-        drawing=sources.get("best", ""),
-        lineage=_lineage(state, best) if best else [],
-        failures=_failures(folder, state),
-        ends=sorted(Counter(end.reason.value for story in state.stories for end in story.ends.values()).items()),
-        settings=_settings(state),
-    )
-
-
-def _facts(state: State) -> list[tuple[str, object]]:
-    found = summary(state)
-    best = found["best"]
-    return [
-        ("state", found["state"]),
-        ("evaluated", f"{found['evaluated']} of {found['max_evaluations'] or 'a number not set yet'}"),
-        ("proposed", found["proposed"]),
-        ("in flight", found["in_flight"]),
-        ("outcomes", ", ".join(f"{count} {kind}" for kind, count in found["outcomes"].items()) or "none"),
-        ("failed", found["failed"]),
-        ("best", f"candidate {best['candidate']}, fitness {best['fitness']:.4f}" if best else "none"),
-        ("time held by attempts", f"{found['held_hours']:.3f} hours"),
-        ("GPU time held", f"{found['gpu_hours']:.3f} hours"),
-        ("executor", found["executor"] or "none yet"),
-        ("digest of the history", found["digest"] or "none"),
-    ]
-
-
-def _lineage(state: State, best: Outcome) -> list[tuple[object, ...]]:
-    """(candidate, change, outcome, fitness) from the ancestor drawn at random to the winner."""
-    rows: list[tuple[object, ...]] = []
-    index: int | None = best.candidate
-    while index is not None:
-        story = state.stories[index]
-        candidate, outcome = story.candidate, story.outcome
-        change = text_change(state.run.space, candidate.change) if candidate.change else "drawn at random" if candidate.parent is None else "none"
-        fitness = f"{outcome.fitness:.4f}" if outcome and outcome.fitness is not None else "none"
-        rows.append((index, change, outcome.outcome.value if outcome else "none yet", fitness))
-        index = candidate.parent
-    return rows[::-1]
-
-
-def _failures(folder: RunFolder, state: State) -> list[tuple[object, ...]]:
-    return [
-        (outcome.number, outcome.candidate, outcome.attempt, outcome.outcome.value, _message(folder, state, outcome))
-        for outcome in state.history
-        if outcome.fitness is None
-    ]
-
-
-def _message(folder: RunFolder, state: State, outcome: Outcome) -> str:
-    """What the accepted evaluation says, else what the end of that attempt says."""
-    if outcome.evaluation is not None:
-        try:
-            found = folder.evaluation(outcome.candidate, outcome.attempt)
-        except BadRecord as error:
-            return f"its evaluation is not valid: {error}"
-        return found[0].message if found and isinstance(found[0], Failure) else "its evaluation is missing"
-    end = _story(state, outcome).ends.get(outcome.attempt)
-    return f"{end.reason.value}: {end.message}" if end else ""
-
-
-def _settings(state: State) -> list[tuple[str, str]]:
-    run = asdict(state.run)
-    shown = ("space", "strategy", "recipe", "model", "data", "constraints", "seed", "algorithm", "run_id")
-    limits = asdict(state.limits) if state.limits else "not set before the first start"
-    return [(name, json.dumps(run[name], ensure_ascii=False)) for name in shown] + [("limits", json.dumps(limits))]

@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.plan import holds
 from pipeline.run import RunFolder
+from pipeline.words import text_change
 from search.records import Claim, OutcomeKind, Release
 from search.state import State
 
@@ -58,7 +59,8 @@ def story(folder: RunFolder, index: int) -> list[str]:
     if not 0 <= index < len(state.stories):
         return []
     one = state.stories[index]
-    bred = f"bred from candidate {one.candidate.parent} by {one.candidate.change}" if one.candidate.parent is not None else "drawn at random"
+    change = one.candidate.change
+    bred = "drawn at random" if change is None else f"bred from candidate {one.candidate.parent} by {text_change(state.run.space, change)}"
     lines = [f"candidate {index}: {bred}, after {one.candidate.after} outcomes", f"genotype  {one.candidate.work.genotype}"]
     for attempt in one.attempts:
         end = one.ends.get(attempt.attempt)

@@ -1,10 +1,17 @@
 """Bad input on the command line: the exit code of the design, a message that names place and remedy, nothing written."""
 
+import argparse
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_run import COUNT, NAME, RUN, controller, work
 
-from pipeline.cli import main
+from pipeline.cli import main, parser
+from pipeline.directory import DirectoryStore
+from pipeline.run import RunFolder
+from pipeline.words import text_change
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 
@@ -53,3 +60,65 @@ def test_a_limit_that_is_none_is_refused_by_set(tmp_path: Path, capsys: pytest.C
     for change in ("workrs=4", "workers=many", "workers", "workers=none"):
         assert main(["set", "nothing", change, "--store", str(tmp_path)]) == 2
     capsys.readouterr()
+
+
+def test_the_name_alone_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "first steps:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("given", "meant"), [("rum", "'run'"), ("statsu", "'status'"), ("verfy", "'verify'")])
+def test_a_wrong_command_suggests_the_right_one(capsys: pytest.CaptureFixture[str], given: str, meant: str) -> None:
+    with pytest.raises(SystemExit) as found:
+        main([given, "demo"])
+    assert found.value.code == 2
+    error = capsys.readouterr().err
+    assert f"did you mean {meant}?" in error
+    assert "--help" in error
+
+
+def test_a_command_like_no_other_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["xyzzy"])
+    assert "'xyzzy' is unknown; known: run, ls, status" in capsys.readouterr().err
+
+
+def commands(one: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and all below it."""
+    yield one
+    for action in one._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from commands(below)
+
+
+def test_every_command_shows_examples_that_parse() -> None:
+    for command in commands(parser()):
+        if command.prog == "hiernas data":
+            continue
+        examples = [line.partition("  ")[0] for line in map(str.strip, (command.epilog or "").splitlines()) if line.startswith("hiernas ")]
+        assert examples, command.prog
+        for example in examples:
+            parser().parse_args(shlex.split(example)[1:])
+
+
+def test_an_empty_store_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "--store", str(tmp_path)]) == 0
+    assert "hiernas run" in capsys.readouterr().out
+    assert main(["ls", "--json", "--store", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "[]\n"
+
+
+def test_show_tells_a_change_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = DirectoryStore(tmp_path)
+    work(controller(store))
+    candidate = RunFolder(store, NAME).load().stories[COUNT - 1].candidate
+    assert candidate.change is not None
+    assert main(["show", NAME, str(COUNT - 1), "--store", str(tmp_path)]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert (
+        first
+        == f"candidate {COUNT - 1}: bred from candidate {candidate.parent} by {text_change(RUN.space, candidate.change)}, after {candidate.after} outcomes"
+    )
+    assert main(["show", NAME, "0", "--store", str(tmp_path)]) == 0
+    assert "candidate 0: drawn at random, after 0 outcomes" in capsys.readouterr().out
