@@ -1,6 +1,5 @@
 """What a worker does with a task: read the data, train, say what came of it. The only module of the pipeline that reaches torch."""
 
-import platform
 import resource
 import sys
 import time
@@ -14,8 +13,8 @@ from pipeline.worker import Task
 from search.cost import cost
 from search.data import open_search
 from search.dataset import DataError
-from search.records import Evaluation, Failure, Machine, Metrics
-from search.training import CandidateFailure
+from search.records import Evaluation, Failure, Metrics
+from search.training import CandidateFailure, machine
 from search.training import train as train_network
 
 
@@ -23,21 +22,18 @@ def train(task: Task) -> Evaluation:
     """See pipeline.worker.Trainer."""
     run, candidate = task.run, task.candidate
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    machine = Machine(
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
-        task.threads, run.recipe.precision.value, {"python": platform.python_version(), "torch": str(torch.__version__)},
-    )  # fmt: skip
+    on = machine(device, task.threads, run.recipe.precision)
     try:
         data = open_search(Path(task.data_root) / run.data.name, run.data.digest, device)
         result = train_network(task.graph, run.recipe, data, candidate.seed, device, task.threads)
     except DataError as error:
         raise MachineFault(str(error)) from error
     except CandidateFailure as error:
-        return Failure(candidate.index, task.attempt, error.failure, str(error), time.monotonic() - task.started, machine)
+        return Failure(candidate.index, task.attempt, error.failure, str(error), time.monotonic() - task.started, on)
     found = cost(task.graph, run.recipe.batch)
     unit = 1 if sys.platform == "darwin" else 1024
     peak = result.peak_memory_bytes or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return Metrics(
         candidate.index, task.attempt, result.fitness, result.repeats, found.parameters, found.multiply_adds, task.graph.digest,
-        peak, run.data.digest, time.monotonic() - task.started, machine,
+        peak, run.data.digest, time.monotonic() - task.started, on,
     )  # fmt: skip

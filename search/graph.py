@@ -8,10 +8,12 @@ Dead parts are removed (PAPERS U1), identities passed through. Channel rule: rea
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
+from itertools import groupby
+from operator import itemgetter
 
-from search.genotype import Genotype
+from search.genotype import Genotype, Motif
 from search.space import Primitive, Space
 
 
@@ -123,28 +125,75 @@ def _merge(builder: _Builder, values: list[int], path: str) -> int:
     return builder.add(Kind.CONCAT, tuple(values), sum(map(builder.width, values)), path)
 
 
-def _motif(builder: _Builder, space: Space, genotype: Genotype, level: int, number: int, source: int, width: int, path: str) -> int | None:
-    """Assemble motif `number` (from 0) of `level` behind `source`; None when its sink is unreachable (U1)."""
-    if level == 1:
-        return _primitive(builder, space.primitives[number], source, width, path)
-    motif = genotype.levels[level - 2][number]
-    nodes: list[int | None] = [source]
-    for successor, row in enumerate(motif.rows, start=1):
-        incoming = []
-        for predecessor, operation in enumerate(row):
-            value = nodes[predecessor]
-            if operation and value is not None:
-                edge = f"{path}/{successor}-{predecessor}"
-                made = _motif(builder, space, genotype, level - 1, operation - 1, value, width, edge)
-                if made is not None:
-                    incoming.append(made)
-        nodes.append(_merge(builder, incoming, f"{path}/{successor}") if incoming else None)
-    sink = nodes[-1]
-    if sink is not None and level == 2 and len(genotype.levels) > 1:
-        # PAPERS: each level-2 motif is followed by a 1×1 convolution, to the cell's width. A flat space's one
-        # motif is the cell itself: the separable convolution after the cell does that work there (our reading).
-        return builder.add(Kind.CONV_1X1, (sink,), width, f"{path}/out")
-    return sink
+Edge = tuple[int, int, int]
+"""Predecessor, successor, operation."""
+
+
+def living_edges(genotype: Genotype) -> list[list[list[Edge]]]:
+    """The edges that do something (U1), by successor, of every motif of every level from 2: those on a path from its source to its
+    sink on which every operation works. Primitives work; a motif works if it has such a path, so none here means that it does not.
+    """
+    levels: list[list[list[Edge]]] = []
+    for motifs in genotype.levels:
+        below = levels[-1] if levels else None
+        levels.append([_living(motif, below) for motif in motifs])
+    return levels
+
+
+def _living(motif: Motif, below: list[list[Edge]] | None) -> list[Edge]:
+    """See living_edges; `below` is what lives of the level below, None above primitives."""
+    edges = [
+        (predecessor, successor, operation)
+        for successor, row in enumerate(motif.rows, start=1)
+        for predecessor, operation in enumerate(row)
+        if operation and (below is None or below[operation - 1])
+    ]
+    forth, back = {0}, {motif.nodes - 1}
+    for predecessor, successor, _ in edges:
+        if predecessor in forth:
+            forth.add(successor)
+    for predecessor, successor, _ in reversed(edges):
+        if successor in back:
+            back.add(predecessor)
+    return [edge for edge in edges if edge[0] in forth and edge[1] in back]
+
+
+def check_buildable(genotype: Genotype) -> list[list[list[Edge]]]:
+    """Its living edges; Unbuildable when the cell has none."""
+    living = living_edges(genotype)
+    if not living[-1][0]:
+        raise Unbuildable("the cell's sink cannot be reached from its source: every path has an edge of kind none")
+    return living
+
+
+class _Cells:
+    """Adds cells of one genotype to a network: living edges only."""
+
+    def __init__(self, builder: _Builder, space: Space, genotype: Genotype) -> None:
+        self._builder, self._space = builder, space
+        self._nodes = [level.nodes for level in space.levels]
+        self._living = check_buildable(genotype)
+
+    def add(self, source: int, width: int, path: str) -> int:
+        """One cell behind `source`."""
+        return self._motif(len(self._living) + 1, 0, source, width, path)
+
+    def _motif(self, level: int, number: int, source: int, width: int, path: str) -> int:
+        """Motif `number` (from 0) of `level` behind `source`."""
+        if level == 1:
+            return _primitive(self._builder, self._space.primitives[number], source, width, path)
+        values = {0: source}
+        for successor, edges in groupby(self._living[level - 2][number], key=itemgetter(1)):
+            incoming = [
+                self._motif(level - 1, operation - 1, values[predecessor], width, f"{path}/{successor}-{predecessor}") for predecessor, _, operation in edges
+            ]
+            values[successor] = _merge(self._builder, incoming, f"{path}/{successor}")
+        sink = values[self._nodes[level - 2] - 1]
+        if level == 2 and len(self._living) > 1:
+            # PAPERS: each level-2 motif is followed by a 1×1 convolution, to the cell's width. A flat space's one
+            # motif is the cell itself: the separable convolution after the cell does that work there (our reading).
+            return self._builder.add(Kind.CONV_1X1, (sink,), width, f"{path}/out")
+        return sink
 
 
 def _stem(builder: _Builder, model: Model) -> int:
@@ -161,40 +210,19 @@ def assemble(space: Space, genotype: Genotype, model: Model) -> Graph:
     """
     space.check(genotype)
     builder = _Builder(model.channels, model.size)
+    assembled = _Cells(builder, space, genotype)
     value = _stem(builder, model)
     for group, (cells, width) in enumerate(model.groups):
         for cell in range(cells):
             path = f"group{group}.cell{cell}"
-            made = _motif(builder, space, genotype, len(space.levels) + 1, 0, value, width, path)
-            if made is None:
-                raise Unbuildable("the cell's sink cannot be reached from its source: every path has an edge of kind none")
+            made = assembled.add(value, width, path)
             # The end of a group halves the size and doubles the width, but for the last one (U2).
             ends = cell == cells - 1 and group < len(model.groups) - 1
             value = builder.add(Kind.SEPARABLE_3X3, (made,), width * 2 if ends else width, f"{path}.after", 2 if ends else 1)
     pooled = len(builder.operations)
     builder.operations.append(Operation(Kind.GLOBAL_POOL, (value,), builder.width(value), 1, path="pool"))
     builder.operations.append(Operation(Kind.LINEAR, (pooled,), model.classes, 1, path="linear"))
-    return Graph(_living(builder.operations))
-
-
-def cell_graph(space: Space, genotype: Genotype, width: int = 16) -> Graph:
-    """One cell alone behind an input of its own width, for drawings: as `assemble`, without stem, head and what follows the cell."""
-    space.check(genotype)
-    builder = _Builder(width, 32)
-    made = _motif(builder, space, genotype, len(space.levels) + 1, 0, 0, width, "cell")
-    if made is None:
-        raise Unbuildable("the cell's sink cannot be reached from its source: every path has an edge of kind none")
-    return Graph(_living(builder.operations[: made + 1]))
-
-
-def _living(operations: list[Operation]) -> tuple[Operation, ...]:
-    """Only what the last operation needs, renumbered; the input stays first."""
-    alive = {0, len(operations) - 1}
-    for at in range(len(operations) - 1, -1, -1):
-        if at in alive:
-            alive.update(operations[at].sources)
-    position = {old: new for new, old in enumerate(sorted(alive))}
-    return tuple(replace(operations[old], sources=tuple(position[source] for source in operations[old].sources)) for old in sorted(alive))
+    return Graph(tuple(builder.operations))
 
 
 def last_uses(graph: Graph) -> Iterator[tuple[int, ...]]:

@@ -6,8 +6,10 @@ Each use has its own stream, named by (run seed, purpose, index); no stream is s
 """
 
 import hashlib
+import struct
 
 _WORD = 1 << 64
+_BLOCK = struct.Struct(">4Q")
 
 
 def _key(seed: int, purpose: str, *index: int | str) -> bytes:
@@ -33,17 +35,18 @@ class Stream:
         if not self._words:
             block = hashlib.sha256(self._key + self._counter.to_bytes(8, "big")).digest()
             self._counter += 1
-            self._words = [int.from_bytes(block[at : at + 8], "big") for at in (24, 16, 8, 0)]
+            self._words = list(_BLOCK.unpack(block)[::-1])
         return self._words.pop()
 
     def below(self, bound: int) -> int:
         """Uniform in 0 … bound-1, without bias (words past the last whole multiple are redrawn)."""
         if bound < 1:
             raise ValueError(f"a draw below {bound} has no value: the bound must be at least 1")
-        fair = _WORD - _WORD % bound
-        while (word := self.word()) >= fair:
-            pass
-        return word % bound
+        while True:
+            word = self._words.pop() if self._words else self.word()
+            # All words below the last whole multiple of the bound are fair; nearly all are below what is quick to compute.
+            if word < _WORD - bound or word < _WORD - _WORD % bound:
+                return word % bound
 
     def sample(self, count: int, size: int) -> list[int]:
         """`size` different values of 0 … count-1, in drawn order; O(size) whatever the count."""

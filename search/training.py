@@ -7,6 +7,7 @@ It must not choose precision, steps or batch by the device it finds (they are th
 
 import math
 import os
+import platform
 import time
 import traceback
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from torch.nn import functional
 from search.data import Images, SearchData
 from search.graph import Graph
 from search.network import Network, build
-from search.recipe import Recipe
-from search.records import FailureKind, Repeat
+from search.recipe import Precision, Recipe
+from search.records import FailureKind, Machine, Repeat
 from search.stream import derive
 
 Clock = Callable[[], float]
@@ -41,17 +42,21 @@ class CandidateFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """All repeats of one candidate, and on what they ran."""
+    """All repeats of one candidate."""
 
     fitness: float
     """Mean accuracy of the repeats."""
     repeats: tuple[Repeat, ...]
     peak_memory_bytes: int
     """Largest allocation on the device, data set included; 0 on the CPU, where torch does not count."""
-    device: str
-    threads: int
-    precision: str
-    versions: dict[str, str]
+
+
+def machine(device: torch.device, threads: int, precision: Precision) -> Machine:
+    """On what an evaluation is made, failures included."""
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    if device.type != "cuda":
+        return Machine(f"cpu {platform.machine()}", threads, precision.value, versions)
+    return Machine(torch.cuda.get_device_name(device), threads, precision.value, versions | {"cuda": str(torch.version.cuda)})
 
 
 def configure(threads: int) -> None:
@@ -231,8 +236,4 @@ def train(graph: Graph, recipe: Recipe, data: SearchData, seed: int, device: tor
         fitness=sum(one.accuracy for one in repeats) / len(repeats),
         repeats=repeats,
         peak_memory_bytes=torch.cuda.max_memory_allocated(device) if cuda else 0,
-        device=torch.cuda.get_device_name(device) if cuda else "cpu",
-        threads=threads,
-        precision=recipe.precision.value,
-        versions={"torch": str(torch.__version__), **({"cuda": str(torch.version.cuda)} if cuda else {})},
     )
