@@ -13,50 +13,63 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.durable import sync_folder, write_new
-from pipeline.errors import ConfigError, HiernasError, StoreUnavailable
+from pipeline.errors import ConfigError, StoreUnavailable
 from pipeline.store import check_key, check_size
 
 _NUMBERED = re.compile(r"(\d{3})\d{3}[.-].*")
 _SHARD = re.compile(r"\d{3}")
 _ADVICE = {
-    errno.ENOSPC: "the disk is full: free some space and start again, nothing is half-written",
-    errno.EDQUOT: "the disk quota is used up: free some space and start again, nothing is half-written",
-    errno.EACCES: "permission denied: give this user the right to read and write there",
-    errno.EPERM: "not permitted: give this user the right to read and write there",
-    errno.EROFS: "the file system is read-only: choose another store",
-    errno.ENOTDIR: "a part of the path is no folder: choose another store",
-    errno.EEXIST: "a part of the path is no folder: choose another store",
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space or ask for more",
+    errno.EFBIG: "no file may grow so large here; raise the limit (ulimit -f)",
+    errno.EACCES: "permission denied; give this user the right to read and write there",
+    errno.EPERM: "not permitted; give this user the right to read and write there",
+    errno.EROFS: "the file system is read-only; mount it for writing or choose another store",
+    errno.ENOENT: "the store's folder is gone; is its disk still mounted?",
+    errno.ESTALE: "the network file system has lost this folder (stale handle); mount it again",
+    errno.EIO: "the disk failed (input/output error); look at the system's log",
 }
+_NO_FOLDER = frozenset({errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG})
+"""What opening a store meets where a path cannot be a folder: waiting does not help."""
 
 
-def _explain(path: Path, error: OSError) -> HiernasError:
-    advice = _ADVICE.get(error.errno or 0)
-    if advice is None:
-        return StoreUnavailable(f"store: {path}: {error.strerror or error}")
-    return HiernasError(f"store: {path}: {advice}")
+def explain(path: Path, error: OSError) -> StoreUnavailable:
+    """What a person should know of a failed operation: the place, what is wrong, what to do.
+
+    All of it may pass, even a refused permission (a ticket that ran out), so the controller waits. The first write wins
+    and a file gets its name only when it is whole: so nothing is half-written, whatever failed.
+    """
+    advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+    return StoreUnavailable(f"store: {path}: {advice}. Nothing is lost or half-written")
 
 
 class DirectoryStore:
-    """See Store. Refuses at opening a file system without hard links."""
+    """See Store. `make` creates the folder, and refuses a file system without hard links; without it opening touches nothing."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, make: bool = True) -> None:
         self.root = root.absolute()
         self._temporary = self.root / ".tmp"
+        if make:
+            self._make()
+
+    def _make(self) -> None:
         try:
-            self._temporary.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
             probe = self._write_temporary(b"probe")
             second = probe.with_suffix(".link")
             try:
                 os.link(probe, second)
                 os.unlink(second)
             except OSError as error:
-                if error.errno in _ADVICE and error.errno != errno.EPERM:
+                if error.errno in _ADVICE.keys() - {errno.EPERM}:  # which is what a file system without links says
                     raise
                 raise ConfigError(f"store {self.root} lies on a file system without hard links, which create-only writes need: choose another place") from error
             finally:
                 probe.unlink()
         except OSError as error:
-            raise _explain(self.root, error) from error
+            if error.errno in _NO_FOLDER:
+                raise ConfigError(f"store {self.root} cannot be a folder ({error.strerror}: {error.filename}); choose another place") from error
+            raise explain(self.root, error) from error
 
     def _path(self, key: str) -> Path:
         folder, _, name = check_key(key).rpartition("/")
@@ -67,6 +80,7 @@ class DirectoryStore:
     def _write_temporary(self, data: bytes) -> Path:
         path = self._temporary / secrets.token_hex(12)
         try:
+            self._temporary.mkdir(exist_ok=True)  # never the store itself: that its disk is not mounted must not go unnoticed
             write_new(path, data)
         except BaseException:
             path.unlink(missing_ok=True)
@@ -84,9 +98,9 @@ class DirectoryStore:
         path = self._path(key)
         check_size(key, len(data))
         try:
-            self._make_folder(path.parent)
             temporary = self._write_temporary(data)
             try:
+                self._make_folder(path.parent)
                 os.link(temporary, path)
                 stored = data
             except FileExistsError:
@@ -95,7 +109,7 @@ class DirectoryStore:
                 temporary.unlink()
             sync_folder(path.parent)
         except OSError as error:
-            raise _explain(path, error) from error
+            raise explain(path, error) from error
         return stored
 
     def _read(self, path: Path, key: str) -> bytes:
@@ -111,7 +125,7 @@ class DirectoryStore:
         except FileNotFoundError:
             raise KeyError(key) from None
         except OSError as error:
-            raise _explain(path, error) from error
+            raise explain(path, error) from error
 
     def list(self, prefix: str, after: str | None = None) -> list[str]:
         """See Store."""
@@ -120,7 +134,7 @@ class DirectoryStore:
             keys = self._keys(self.root / folder, f"{folder}/" if folder else "", start, after)
             return sorted(key for key in keys if key.startswith(prefix) and (after is None or key > after))
         except OSError as error:
-            raise _explain(self.root / folder, error) from error
+            raise explain(self.root / folder, error) from error
 
     def _keys(self, path: Path, base: str, start: str, after: str | None) -> Iterator[str]:
         try:

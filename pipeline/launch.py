@@ -18,7 +18,7 @@ import psutil
 from pipeline.clock import SystemClock
 from pipeline.config import Config, differences
 from pipeline.controller import Controller, Place
-from pipeline.directory import DirectoryStore
+from pipeline.directory import DirectoryStore, explain
 from pipeline.errors import ConfigError
 from pipeline.executor import Executor
 from pipeline.inline import InlineExecutor
@@ -31,6 +31,7 @@ from pipeline.store import open_store
 from pipeline.worker import TRAINER
 from search.records import Claim, Release, ReleaseReason
 
+log = logging.getLogger("hiernas.launch")
 PACE_SECONDS = 0.5
 """Longest wait between two rounds; a worker that ends wakes the controller at once."""
 
@@ -66,16 +67,22 @@ def alone(store: object, name: str, take_over: bool) -> Iterator[None]:
         yield
         return
     folder = store.root / ".locks"
-    folder.mkdir(exist_ok=True)
-    with (folder / name).open("a") as lock:
+    try:
+        folder.mkdir(exist_ok=True)
+        lock = (folder / name).open("a")
+    except OSError as error:
+        raise explain(folder / name, error) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             print(
                 f"hiernas: another process of this machine works on run {name!r}; waiting for it (Ctrl-C to give up, --take-over to replace it)",
                 file=sys.stderr,
             )
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            log.warning("this file system knows no locks, so a second process would not wait run=%s error=%s", name, error.strerror)
         yield
 
 

@@ -5,7 +5,7 @@ A store knows nothing of records. Nothing in it is ever changed or deleted throu
 """
 
 import re
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -67,12 +67,14 @@ class MemoryStore:
 
     def list(self, prefix: str, after: str | None = None) -> list[str]:
         """See Store."""
-        start = bisect_right(self._keys, after) if after is not None else 0
-        return [key for key in self._keys[start:] if key.startswith(prefix)]
+        start = bisect_left(self._keys, prefix)
+        if after is not None:
+            start = max(start, bisect_right(self._keys, after))
+        return self._keys[start : bisect_left(self._keys, prefix + "\x7f")]  # no key has a character past '~'
 
 
-def open_store(url: str) -> Store:
-    """A store by its URL: a path or file://…. Creates the folder."""
+def open_store(url: str, make: bool = True) -> Store:
+    """A store by its URL: a path or file://…. Makes it if it is not there, unless told that it must be (readers, workers)."""
     from pipeline.directory import DirectoryStore
 
     parts = urlsplit(url)
@@ -80,5 +82,5 @@ def open_store(url: str) -> Store:
         path = Path(url if not parts.scheme else parts.path)
         if not url or (parts.scheme and parts.netloc not in ("", "localhost")):
             raise ConfigError(f"store {url!r} names no folder; expected a path or file:///path")
-        return DirectoryStore(path)
+        return DirectoryStore(path, make)
     raise ConfigError(f"store {url!r} has the scheme {parts.scheme!r}; this version knows a path and file:///path")

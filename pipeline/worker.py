@@ -25,7 +25,7 @@ TRAINER = "pipeline.trainer:train"
 """What workers run unless told otherwise; tests name others."""
 PATIENCE_SECONDS = 600.0
 """How long a finished training waits for a store that does not answer, before its machine counts as at fault."""
-MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE})
+MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE})
 """What the system reports where a disk is full or not well: no trainer's fault."""
 log = logging.getLogger("hiernas.worker")
 
