@@ -354,7 +354,8 @@ class World:
     def served(self, controller: Controller, reason: ReleaseReason) -> None:
         """What people asked for before the release is known to whoever released (an interrupted one leaves it to the next)."""
         records = controller.state.controllers
-        own = next(at for at, record in enumerate(records) if isinstance(record, Release) and record.stamp.controller == controller._claim)
+        claims = {one.controller for one in records if isinstance(one, Claim) and one.incarnation == controller.place.incarnation}
+        own = max(at for at, one in enumerate(records) if isinstance(one, Release) and one.stamp.controller in claims)
         release = self.landed[f"{NAME}/{controller_key(own)}"]
         asked = sum(step < release for key, step in self.landed.items() if "/control/" in key)
         if reason is not ReleaseReason.INTERRUPTED and len(controller.state.requests) < asked:
