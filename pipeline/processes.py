@@ -131,8 +131,10 @@ def _job(one: _Process) -> Job:
     if one.ended is None:
         return Job(one.spec.name, JobStatus.RUNNING, held_seconds=time.monotonic() - one.started, node=os.uname().nodename)
     code = one.process.exitcode
+    # SIGTERM is how a machine that shuts down, or whoever stops the whole service, ends processes: no fault of the attempt.
+    reason = EndReason.DISRUPTED if one.reason is None and code == -signal.SIGTERM else one.reason
     return Job(
-        one.spec.name, JobStatus.ENDED, one.reason, one.message or (f"ended by signal {-code}" if code is not None and code < 0 else ""),
+        one.spec.name, JobStatus.ENDED, reason, one.message or (f"ended by signal {-code}" if code is not None and code < 0 else ""),
         code, os.uname().nodename, one.ended - one.started, _tail(one.log),
     )  # fmt: skip
 

@@ -313,14 +313,15 @@ def test_a_worker_over_its_time_is_ended_for_it(processes: Make) -> None:
     assert job.held_seconds >= 0.5
 
 
-def test_a_worker_killed_from_outside_has_no_reason_but_a_signal(processes: Make) -> None:
+@pytest.mark.parametrize(("sent", "reason"), [(signal.SIGKILL, None), (signal.SIGTERM, EndReason.DISRUPTED)])
+def test_a_worker_ended_from_outside_is_killed_and_by_a_shutdown_disrupted(processes: Make, sent: signal.Signals, reason: EndReason | None) -> None:
     bench = processes("held")
     spec = bench.decide()
     bench.executor.start(spec)
     (number,) = bench.processes(spec)
-    os.kill(number, signal.SIGKILL)
+    os.kill(number, sent)
     job = bench.ended(spec)
-    assert (job.reason, job.exit_code, job.message) == (None, -9, "ended by signal 9")
+    assert (job.reason, job.exit_code, job.message) == (reason, -sent, f"ended by signal {sent.value}")
 
 
 @pytest.mark.parametrize("how", ["deleted", "killed", "let go"])
