@@ -808,6 +808,8 @@ def main() -> int:
 
 
 def _many(first: int, least: int, storm: int, out: Path | None) -> int:
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     began, total, seed, broken, happened = time.monotonic(), 0, first, 0, Counter[str]()
     while total < least:
         try:
@@ -820,8 +822,6 @@ def _many(first: int, least: int, storm: int, out: Path | None) -> int:
             total += world.steps
             happened += world.happened
         seed += 1
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     lines = [
         f"{total} steps, {seed - first} seeds, {broken} broken, {time.monotonic() - began:.0f} s",
         f"command: .venv/bin/python tests/simulation.py --first {first} --steps {least} --storm {storm}",
