@@ -147,8 +147,8 @@ class DirectoryStore:
             if not entry.is_dir():
                 yield base + entry.name
             elif _SHARD.fullmatch(entry.name) and base:
-                # A shard's keys all begin with its number: skip those that lie wholly before `after`.
-                if after is None or f"{base}{entry.name}999~" > after:
+                # A shard's keys all begin with its number: skip those with other beginnings, or that lie wholly before `after`.
+                if start.startswith(entry.name[: len(start)]) and (after is None or f"{base}{entry.name}999~" > after):
                     yield from (base + name for name in os.listdir(entry.path) if not name.startswith("."))
             elif entry.name.startswith(start) or start.startswith(entry.name):
                 yield from self._keys(path / entry.name, f"{base}{entry.name}/", "", after)
