@@ -61,14 +61,14 @@ KEYS: dict[str, Key] = {
     "data_root": Key("a path", ("data",), (1,)),
     "strategy.evolution.kind": Key("`evolution`", ("evolution",), ("darts",), "Tells the strategies apart."),
     "strategy.evolution.initial": _whole(1, meaning="Genotypes drawn at random before evolution starts (the paper: 200)."),
-    "strategy.evolution.initial_mutations": _whole(0, meaning="Mutations of the trivial genotype that make a random one (the paper: 1,000)."),
+    "strategy.evolution.initial_mutations": _whole(0, 100_000, meaning="Mutations of the trivial genotype that make a random one (the paper: 1,000)."),
     "strategy.evolution.tournament_percent": _whole(
         1, 100, "Share of the population that a tournament draws (the paper: 5 %); its fittest is the parent."
     ),
     "strategy.evolution.redraw_unchanged": _flag("Draw a mutation again until the assembled network changes. The paper does not."),
     "strategy.evolution.reuse": _flag("Answer a network that was evaluated before with the earlier result. The paper evaluates again."),
     "strategy.random.kind": Key("`random`", ("random",), ("darts",), "Tells the strategies apart."),
-    "strategy.random.initial_mutations": _whole(0, meaning="As above."),
+    "strategy.random.initial_mutations": _whole(0, 100_000, meaning="As above."),
     "strategy.random.reuse": _flag("As above."),
     "limits.max_evaluations": _whole(1, TOP),
     "limits.workers": _whole(0, TOP),

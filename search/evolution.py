@@ -20,6 +20,15 @@ REDRAWS = 1000
 """How often an unwanted draw is repeated before it is taken as it is (a bound against an endless loop)."""
 
 
+MAX_INITIAL_MUTATIONS = 100_000
+"""A bound on what a controller does before its first candidate: a second or so."""
+
+
+def _check_mutations(count: int) -> None:
+    if not 0 <= count <= MAX_INITIAL_MUTATIONS:
+        raise ValueError(f"initial_mutations is {count}; allowed: 0 to {MAX_INITIAL_MUTATIONS}")
+
+
 @dataclass(frozen=True, slots=True)
 class Evolution:
     """Asynchronous evolution: `initial` random genotypes, then mutants of tournament winners."""
@@ -34,8 +43,9 @@ class Evolution:
     kind: Literal["evolution"] = "evolution"
 
     def __post_init__(self) -> None:
-        if self.initial < 1 or self.initial_mutations < 0:
-            raise ValueError(f"initial is {self.initial}, initial_mutations {self.initial_mutations}; allowed: at least 1, at least 0")
+        if self.initial < 1:
+            raise ValueError(f"initial is {self.initial}; allowed: 1 or more")
+        _check_mutations(self.initial_mutations)
         if not 1 <= self.tournament_percent <= 100:
             raise ValueError(f"tournament_percent is {self.tournament_percent}; allowed: 1 to 100")
 
@@ -49,8 +59,7 @@ class RandomSearch:
     kind: Literal["random"] = "random"
 
     def __post_init__(self) -> None:
-        if self.initial_mutations < 0:
-            raise ValueError(f"initial_mutations is {self.initial_mutations}; allowed: 0 or more")
+        _check_mutations(self.initial_mutations)
 
 
 Strategy = Annotated[Evolution | RandomSearch, Discriminator("kind")]

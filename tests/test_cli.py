@@ -27,6 +27,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
         ("run: demo", "run: De_mo", ("De_mo", "allowed")),
         ("seed: 2018", "seed: 2018\nseed: 1", ("seed", "twice")),
         ("seed: 2018", "seed: [", ("YAML",)),
+        ("initial: 10 ", "initial_mutations: 10000000000  #", ("initial_mutations", "10000000000", "allowed: 0 to 100000")),
     ],
 )
 def test_a_wrong_config_names_the_place_and_what_is_allowed(
