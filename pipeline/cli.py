@@ -60,15 +60,22 @@ def _run(arguments: argparse.Namespace) -> int:
 def _ls(arguments: argparse.Namespace) -> int:
     store = _existing_store(arguments)
     names = sorted({key.split("/", 1)[0] for key in store.list("") if key.endswith("/run.json")})
-    rows = [summary(RunFolder(store, name).load()) for name in names]
+    rows, damaged = [], []
+    for name in names:
+        try:
+            rows.append(summary(RunFolder(store, name).load()))
+        except DamagedRun as error:  # the others are shown all the same
+            damaged.append(str(error))
+    for what in damaged:
+        print(f"hiernas: {what}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(rows))
-    elif not rows:
+    elif not names:
         print("the store has no runs yet; `hiernas run CONFIG` begins one, for example `hiernas run configs/demo.yaml`")
     for row in [] if arguments.json else rows:
         best = f"{row['best']['fitness']:.2%}" if row["best"] else "-"
         print(f"{row['run']:40} {row['state']:12} {row['evaluated']}/{row['max_evaluations']} evaluated, best {best}")
-    return 0
+    return DamagedRun.exit_code if damaged else 0
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -9,12 +9,13 @@ import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.durable import sync_folder, write_new
 from pipeline.errors import ConfigError, StoreUnavailable
-from pipeline.store import check_key, check_size
+from pipeline.store import MAX_OBJECT_BYTES, BadObject, check_key, check_size, is_key
 
 _NUMBERED = re.compile(r"(\d{3})\d{3}[.-].*")
 _SHARD = re.compile(r"\d{3}")
@@ -113,9 +114,12 @@ class DirectoryStore:
         return stored
 
     def _read(self, path: Path, key: str) -> bytes:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe in its place would keep us waiting for ever
+            raise BadObject(f"object {key}: {path} is no plain file; find out what put it there, and restore the file from a backup")
+        check_size(key, found.st_size)
         with path.open("rb") as file:
-            check_size(key, os.fstat(file.fileno()).st_size)
-            return file.read()
+            return file.read(MAX_OBJECT_BYTES)
 
     def read(self, key: str) -> bytes:
         """See Store."""
@@ -132,7 +136,8 @@ class DirectoryStore:
         folder, _, start = prefix.rpartition("/")
         try:
             keys = self._keys(self.root / folder, f"{folder}/" if folder else "", start, after)
-            return sorted(key for key in keys if key.startswith(prefix) and (after is None or key > after))
+            # Backup and sync tools leave files beside ours ('000001 (1).json', '000001.json~'): they are no objects of the store.
+            return sorted(key for key in keys if key.startswith(prefix) and (after is None or key > after) and is_key(key))
         except OSError as error:
             raise explain(self.root / folder, error) from error
 

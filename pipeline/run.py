@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.codec import BadRecord, decode, encode, sha256
 from pipeline.errors import ConfigError, DamagedRun
-from pipeline.store import Store
+from pipeline.store import BadObject, Store
 from search.records import Attempt, End, Evaluation, Record, Run
 from search.state import Inconsistent, State
 
@@ -67,7 +67,10 @@ class RunFolder:
         if self._run is None:
             try:
                 data = self.store.read(f"{self.name}/run.json")
+            except BadObject as error:
+                raise self.damaged("run.json", error) from error
             except KeyError:
+                self._check_untouched()
                 raise ConfigError(f"the store has no run {self.name!r}; `hiernas ls` lists those it has, `hiernas run CONFIG` begins one") from None
             try:
                 record = decode(data, "run.json", None)
@@ -80,13 +83,20 @@ class RunFolder:
         return self._run
 
     def begin(self, run: Run) -> Run:
-        """Create `run.json`, or read the one that is there."""
+        """Create `run.json`, or read the one that is there. DamagedRun if there are records of a run that has none."""
+        self._check_untouched()
         self.store.create(f"{self.name}/run.json", encode(run, "run.json", run.run_id))
         return self.run
 
     def exists(self) -> bool:
-        """Whether the run was begun."""
-        return bool(self.store.list(f"{self.name}/run.json"))
+        """Whether there is anything of the run."""
+        return bool(self.store.list(f"{self.name}/"))
+
+    def _check_untouched(self) -> None:
+        """Records without a `run.json` are a run that lost it: another one must not be begun over them."""
+        key = f"{self.name}/run.json"
+        if not self.store.list(key) and (found := self.store.list(f"{self.name}/")) and key not in found:
+            raise self.damaged("run.json", f"it is missing, though there are other records ({len(found)} of them)")
 
     def keys(self, folder: str, after: str | None = None) -> list[str]:
         """Sorted keys of a folder's objects, past `after` where given."""
@@ -117,7 +127,7 @@ class RunFolder:
             return decode(data, key, self.run.run_id), sha256(data)
         except KeyError:
             raise self.damaged(key, "it is missing, though a later record was written only after it") from None
-        except BadRecord as error:
+        except (BadRecord, BadObject) as error:
             raise self.damaged(key, error) from error
 
     def evaluation(self, candidate: int, attempt: int) -> tuple[Evaluation, str] | None:
@@ -127,6 +137,8 @@ class RunFolder:
             data = self.bytes(key)
         except KeyError:
             return None
+        except BadObject as error:
+            raise BadRecord(f"{key}: {error}") from error
         record: Evaluation = decode(data, key, self.run.run_id)
         if (record.candidate, record.attempt) != (candidate, attempt):
             raise BadRecord(f"{key}: is of candidate {record.candidate}, attempt {record.attempt}")

@@ -29,21 +29,32 @@ class Store(Protocol):
         ...
 
     def list(self, prefix: str, after: str | None = None) -> list[str]:
-        """Sorted keys that begin with `prefix`, those past `after` where given."""
+        """Sorted keys that begin with `prefix`, those past `after` where given. What has no name of a key is no object."""
         ...
+
+
+def is_key(key: str) -> bool:
+    """Whether every store can keep it."""
+    return len(key) <= 512 and _KEY.fullmatch(key) is not None
 
 
 def check_key(key: str) -> str:
     """The key itself if every store can keep it, else ValueError."""
-    if len(key) > 512 or not _KEY.fullmatch(key):
+    if not is_key(key):
         raise ValueError(f"key {key!r} is not allowed: at most 512 of letters, digits, '.', '_', '-' between single '/'")
     return key
+
+
+class BadObject(HiernasError):
+    """What lies in the place of an object is none: too large, or no plain file."""
+
+    exit_code = 4
 
 
 def check_size(key: str, size: int) -> None:
     """Refuse what no record is."""
     if size > MAX_OBJECT_BYTES:
-        raise HiernasError(f"object {key} has {size} bytes; at most {MAX_OBJECT_BYTES} are read or written. No record is that large: see what wrote it")
+        raise BadObject(f"object {key} has {size} bytes; at most {MAX_OBJECT_BYTES} are read or written. No record is that large: see what wrote it")
 
 
 class MemoryStore:

@@ -11,8 +11,9 @@ from enum import StrEnum
 from typing import Any
 
 from pipeline.codec import FOLDERS, BadRecord, decode, encode, sha256
+from pipeline.executor import job_name
 from pipeline.run import attempt_key, candidate_key, control_key, controller_key, end_key, evaluation_key, history_key
-from pipeline.store import Store
+from pipeline.store import BadObject, Store
 from search.evolution import Past, Scored
 from search.genotype import Genotype
 from search.limits import Limits
@@ -81,7 +82,7 @@ def verify(store: Store, name: str) -> list[Finding]:
         run = decode(store.read(f"{name}/run.json"), "run.json", None)
     except KeyError:
         return [Finding(Level.ERROR, "run.json", "is missing")]
-    except BadRecord as error:
+    except (BadRecord, BadObject) as error:
         return [Finding(Level.ERROR, "run.json", str(error))]
     if run.name != name:
         findings.append(Finding(Level.ERROR, "run.json", f"is of run {run.name!r}"))
@@ -107,10 +108,10 @@ def _read(store: Store, name: str, records: _Records) -> Iterator[Finding]:
         if folder not in FOLDERS:
             yield Finding(Level.NOTE, key, "is no record of this version")
             continue
-        data = store.read(full)
         try:
+            data = store.read(full)
             record = decode(data, key, records.run.run_id)
-        except BadRecord as error:
+        except (BadRecord, BadObject) as error:
             # A bad evaluation is the platform's fault and stays as evidence; any other bad record is damage.
             yield Finding(Level.NOTE if folder == "evaluations" else Level.ERROR, key, str(error))
             continue
@@ -181,6 +182,8 @@ def _attempts(records: _Records) -> Iterator[Finding]:
         yield from _stamped(records, key, attempt.stamp)
         if index >= len(records.candidates):
             yield _error(key, "is of a candidate that was never proposed")
+        if attempt.job != job_name(records.run.name, index, number):
+            yield _error(key, f"names the job {attempt.job!r}, its job is {job_name(records.run.name, index, number)!r}")
         if number and (index, number - 1) not in records.ends:
             yield _error(key, f"was begun though attempt {number - 1} has no end")
         before = records.ends.get((index, number - 1))
@@ -209,7 +212,7 @@ def _history(records: _Records) -> Iterator[Finding]:
         if outcome.number != number or outcome.stamp.after != number:
             yield _error(key, f"says it is outcome {outcome.number}, written after {outcome.stamp.after}")
         if outcome.previous != previous:
-            yield _error(key, "does not name the digest of the outcome before: the chain is broken")
+            yield _error(key, f"does not name the digest of the outcome before: this one or {history_key(number - 1) if number else 'it'} was changed")
         if outcome.candidate in seen:
             yield _error(key, f"is a second outcome of candidate {outcome.candidate}")
         if (outcome.candidate, outcome.attempt) not in records.attempts:
