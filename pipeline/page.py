@@ -38,7 +38,7 @@ def page(folder: RunFolder, state: State, trained: dict[int, Metrics], charts: l
         run=state.run,
         headline=_headline(state, trained),
         missing="The run has no outcome yet." if not state.history else "No candidate of the run has a fitness yet.",
-        facts=_facts(state),
+        facts=_facts(state, trained),
         charts=charts,
         best=best,
         genotype=state.stories[best.candidate].candidate.work.genotype if best else "",
@@ -68,7 +68,8 @@ def _evaluation(folder: RunFolder, outcome: Outcome) -> Metrics | Failure | Reus
         found = folder.evaluation(outcome.candidate, outcome.attempt)
     except BadRecord:
         return None
-    return found[0] if found else None
+    # Other bytes than those accepted are not what the search went on.
+    return found[0] if found and found[1] == outcome.evaluation else None
 
 
 def _source(folder: RunFolder, outcome: Outcome) -> int:
@@ -86,10 +87,15 @@ def _headline(state: State, trained: dict[int, Metrics]) -> str:
     return text
 
 
-def _facts(state: State) -> list[Row]:
+def _facts(state: State, trained: dict[int, Metrics]) -> list[Row]:
     found = summary(state)
     best = found["best"]
+    lost = state.totals.outcomes.get(OutcomeKind.EVALUATED, 0) - len(trained)
+    warning = (
+        [("not readable", f"{lost} accepted evaluations, though their fitness is on record: `hiernas verify {state.run.name}` names them")] if lost else []
+    )
     return [
+        *warning,
         ("state", found["state"]),
         ("evaluated", f"{found['evaluated']} of {found['max_evaluations'] or 'a number not set yet'}"),
         ("in flight", found["in_flight"]),

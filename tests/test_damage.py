@@ -110,3 +110,9 @@ def test_an_evaluation_that_is_no_object_is_the_platforms_fault(root: Path, caps
     code, text = told(f"verify {NAME}", root, capsys)
     assert code == 4
     assert "evaluations/000003-0.json" in text
+
+
+def test_a_report_says_which_evaluations_it_could_not_read(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / NAME / "evaluations" / "000003-0.json").write_text("{")
+    assert told(f"report {NAME} --out {tmp_path}/report", root, capsys)[0] == 0
+    assert "1 accepted evaluations" in (tmp_path / "report" / "report.html").read_text()

@@ -53,12 +53,13 @@ def begun() -> RunFolder:
 
 
 def accept(folder: RunFolder, index: int, previous: str | None, outcome: OutcomeKind, fitness: float | None) -> str:
-    """One candidate, its attempt and its outcome; returns the outcome's digest."""
+    """One candidate, its attempt and its outcome, of the evaluation that is there; returns the outcome's digest."""
     change = Change(2, 1, 1, 0, 3, 4) if index else None
     parent = index - 1 if index else None
     folder.create(candidate_key(index), Candidate(index, Hierarchical(PUBLISHED_TEXT), parent, change, index, 5))
     folder.create(attempt_key(index, 0), Attempt(index, 0, Why.FIRST, "inline", "job", Resources(), (), 0, STAMP))
-    evaluation = None if outcome is OutcomeKind.LOST else "e" * 64
+    written = folder.evaluation(index, 0)
+    evaluation = None if outcome is OutcomeKind.LOST else written[1] if written else "e" * 64
     return folder.create(history_key(index), Outcome(index, index, 0, outcome, fitness, 1.0, 0.0, evaluation, previous, STAMP))
 
 
@@ -120,12 +121,14 @@ def test_a_report_over_that_of_another_run_leaves_nothing_of_it_and_all_else(tmp
 
 
 def test_parameters_are_those_that_the_evaluations_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, assembled = evaluated(3), []
+    folder, assembled, previous = begun(), [], None
     original = pipeline.report.network
     monkeypatch.setattr(pipeline.report, "network", lambda run, candidate: assembled.append(candidate.index) or original(run, candidate))
-    for index in (0, 2):
+    for index in range(3):
         repeats, machine = (Repeat(0.5, 1.0, 1.0, 1.0, ()),), Machine("cpu", 1, "float32", {})
-        folder.create(evaluation_key(index, 0), Metrics(index, 0, 0.5, repeats, 7_000_000 + index, 1, "d" * 64, 1, "a" * 64, 1.0, machine))
+        if index != 1:
+            folder.create(evaluation_key(index, 0), Metrics(index, 0, 0.5, repeats, 7_000_000 + index, 1, "d" * 64, 1, "a" * 64, 1.0, machine))
+        previous = accept(folder, index, previous, OutcomeKind.EVALUATED, 0.5)
     drawn = {}
     monkeypatch.setattr(pipeline.report, "_save", lambda _, name, figure: drawn.update({name: figure}) or "")
     write_report(folder, tmp_path)
