@@ -48,17 +48,20 @@ def _flag(meaning: str = "") -> Key:
 KEYS: dict[str, Key] = {
     "run": Key("at most 40 of a–z, 0–9 and '-', none at the ends", ("a", "a-1", "x" * 40), ("", "A", "-a", "a_b", "x" * 41)),
     "seed": Key(
-        "any whole number", (0, -1, 2018), (0.5, "one"), "All random numbers follow from it. Two runs that differ only in it are two independent searches."
+        "0 to 2^53 - 1", (0, 2018, 2**53 - 1), (-1, 2**53, 0.5, "one"), "All random numbers follow from it. Two runs that differ only in it are two independent searches."
     ),
-    "data": Key("text", ("digits",), (1,), "Name of a prepared data set, for example by `hiernas data prepare digits`."),
+    "data": Key(
+        "at most 64 of a–z, 0–9, '-' and '_', a letter or digit first", ("digits", "a_b-1", "x" * 64), (1, "", "../etc", "x\0y", "-a", "A", "x" * 65),
+        "Name of a prepared data set, for example by `hiernas data prepare digits`.",
+    ),
     "space": Key(", ".join(f"`{name}`" for name in SPACES) + ", or a mapping: [below](#space)", tuple(SPACES), ("liu2018",)),
     "strategy": Key("a mapping: [below](#strategy)", ({"kind": "evolution"}, {"kind": "random"}), ("evolution", {"kind": "other"}, {}), "Who is bred from whom."),
     "recipe": Key(", ".join(f"`{name}`" for name in recipe_names()) + ", or a mapping: [below](#recipe)", tuple(recipe_names()), ("resnet",)),
     "limits": Key("a mapping: [below](#limits)", ({"max_evaluations": 1},), ({}, None), "Bounds that may change while the search runs."),
     "constraints": Key("a mapping: [below](#constraints)", ({},), ("none",), "Networks that are not trained."),
     "executor": Key("a mapping: [below](#executor)", ({},), ("processes",), "Where attempts run, and what each may use."),
-    "store": Key("a path, `file:///…`", ("runs", "file:///srv/runs"), (1,)),
-    "data_root": Key("a path", ("data",), (1,)),
+    "store": Key("a path, `file:///…`", ("runs", "file:///srv/runs"), (1, "a\0b")),
+    "data_root": Key("a path", ("data",), (1, "a\0b")),
     "strategy.evolution.kind": Key("`evolution`", ("evolution",), ("darts",), "Tells the strategies apart."),
     "strategy.evolution.initial": _whole(1, meaning="Genotypes drawn at random before evolution starts (the paper: 200)."),
     "strategy.evolution.initial_mutations": _whole(0, 100_000, meaning="Mutations of the trivial genotype that make a random one (the paper: 1,000)."),
@@ -84,12 +87,12 @@ KEYS: dict[str, Key] = {
         "`processes`, `inline`", ("processes", "inline"), ("kubernetes",), "Local processes, or one attempt after the other in this process (for debugging)."
     ),
     "executor.threads": _whole(1, 1024),
-    "executor.memory_gib": _number(0, null=True),
-    "executor.time_limit_seconds": _number(0, null=True),
+    "executor.memory_gib": Key("0.01 to 100,000, null", (0.01, 4, 100_000, None), (0, 0.001, -1, 100_001, 1e300, float("inf"), "two")),
+    "executor.time_limit_seconds": Key("1 to 10,000,000, null", (1, 10_000_000, None), (0, 0.5, -1, 10_000_001, "two")),
     "recipe.name": Key("text", ("mine",), (1,), "For people. Left out: named after what it extends."),
     "recipe.stem": Key("`cifar`, `imagenet`", ("cifar", "imagenet"), ("resnet",), "How images enter, and how cells are grouped."),
-    "recipe.width": _whole(1),
-    "recipe.cells": _whole(1),
+    "recipe.width": Key("1 to 100,000", (1, 100_000), (0, 1.5, "two")),
+    "recipe.cells": Key("1 to 100,000", (1, 100_000), (0, 1.5, "two")),
     "recipe.steps": _whole(1, meaning="Batches that a network is trained on."),
     "recipe.batch": _whole(2, meaning="Images a step; at most as many as there are training images."),
     "recipe.learning_rate": _number(0, meaning="At the first step."),
@@ -97,11 +100,11 @@ KEYS: dict[str, Key] = {
     "recipe.decay": _number(0, 1, "Factor of the learning rate at each milestone."),
     "recipe.momentum": _number(0, 1, "Of the gradient descent."),
     "recipe.weight_decay": _number(0, meaning="On all parameters."),
-    "recipe.crop": _whole(1, null=True),
+    "recipe.crop": Key("1 to the image's side with its `padding`, null", (1, None), (0, 1.5, "two")),
     "recipe.padding": _whole(0),
     "recipe.flip": _flag(),
-    "recipe.repeats": _whole(1),
-    "recipe.curve_points": _whole(0),
+    "recipe.repeats": _whole(1, 1_000),
+    "recipe.curve_points": _whole(0, 10_000),
     "recipe.time_limit_seconds": Key("above 0, null", (0.5, 60, None), (0, -1)),
     "recipe.precision": Key(
         "`float32`", ("float32",), ("float16",), "Number format of the training; belongs to the recipe, never to the device found."
@@ -132,7 +135,8 @@ _HEAD = f"""# The config
 *Made by `docs/make_config.py` (`make docs`) from the dataclasses that read it; a test tries the values. Edit there.*
 
 One YAML file, read strictly: an unknown or misspelt key, a key that stands twice, a wrong type or an impossible value ends the
-command with exit code 2 and a message that names file, key, what was given and what is allowed. Examples:
+command with exit code 2 and a message that names file, key, what was given and what is allowed. YAML aliases
+(`*name`) are refused too. A command that ends so has created nothing. Examples:
 {", ".join(f"[configs/{path.name}](../configs/{path.name})" for path in sorted((PAGE.parent.parent / "configs").glob("*.yaml")))}.
 
 `run`, `seed`, `data`, `space`, `strategy`, `recipe` and `constraints` say *what* is searched. They are fixed when the run begins:

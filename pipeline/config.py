@@ -1,7 +1,10 @@
 """The config of a run: YAML, read strictly. Every error names file, field, what was given and what is allowed."""
 
 import difflib
+import hashlib
 import json
+import re
+import stat
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -12,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.codec import STRICT, explain
 from pipeline.errors import ConfigError
-from search.dataset import DataError, Dataset
+from search.dataset import Dataset
 from search.evolution import Evolution, RandomSearch, Strategy
 from search.graph import Model
 from search.limits import Limits
@@ -21,6 +24,12 @@ from search.records import ALGORITHM, RUN_NAME, Constraints, DataReference, Reso
 from search.space import SPACES, Level, Space
 
 MAX_CONFIG_BYTES = 1024 * 1024
+MAX_NUMBER_LENGTH = 100
+"""Longest number that a config may hold, in characters: Python takes quadratic time for numbers of any length."""
+MAX_SEED = 2**53 - 1
+"""Largest whole number that every reader of JSON keeps exactly."""
+MAX_PATH_LENGTH = 4096
+DATA_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,10 @@ class ExecutorConfig:
     """Of an attempt as a whole, as a last resort; a candidate's own limit is the recipe's."""
 
     def __post_init__(self) -> None:
+        for name, low, high in (("memory_gib", 0.01, 100_000), ("time_limit_seconds", 1, 10_000_000)):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} is {value}; allowed: {low} to {high}, or null for no limit")
         self.resources()
 
     def resources(self) -> Resources:
@@ -71,6 +84,13 @@ class Config:
     def __post_init__(self) -> None:
         if not RUN_NAME.fullmatch(self.run):
             raise ValueError(f"run is {self.run!r}; allowed: at most 40 of a-z, 0-9 and '-', no '-' at the ends")
+        if not DATA_NAME.fullmatch(self.data):
+            raise ValueError(f"data is {self.data!r}; allowed: at most 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed is {self.seed}; allowed: 0 to {MAX_SEED}")
+        for name in ("store", "data_root"):
+            if "\0" in getattr(self, name) or len(getattr(self, name)) > MAX_PATH_LENGTH:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: at most {MAX_PATH_LENGTH} characters, no NUL among them")
 
     def dataset(self) -> Dataset:
         """The prepared data set's description; ConfigError when there is none."""
@@ -79,16 +99,48 @@ class Config:
             return Dataset.from_json(path.read_bytes())
         except FileNotFoundError:
             raise ConfigError(f"data set {self.data!r} is not prepared: {path} does not exist; run `hiernas data prepare {self.data}` first") from None
-        except (DataError, OSError) as error:
+        except OSError as error:
+            raise ConfigError(f"data set {self.data!r}: {path} cannot be read: {error.strerror}") from error
+        except ValueError as error:  # DataError, or a path that this system cannot write
             raise ConfigError(f"data set {self.data!r}: {path}: {error}") from error
 
+    def check_data(self, data: Dataset) -> None:
+        """ConfigError unless the prepared files that a search reads are, on this machine, those that were described; reads each whole.
+
+        The test split is not among them: it may be kept elsewhere.
+        """
+        again = f"delete the folder and run `hiernas data prepare {self.data}` again"
+        for name, split in data.splits.items():
+            if name == "test":
+                continue
+            path = Path(self.data_root) / self.data / split.file
+            if path.exists() and not path.is_file():
+                raise ConfigError(f"data set {self.data!r}: {path} is no regular file; {again}")
+            try:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise ConfigError(f"data set {self.data!r}: {path} cannot be read ({error.strerror}); {again}") from error
+            if found != split.sha256:
+                raise ConfigError(f"data set {self.data!r}: {path} has SHA-256 {found}, dataset.json says {split.sha256}: it was altered; {again}")
+
     def what(self, run_id: str) -> Run:
-        """The run that this config describes."""
+        """The run that this config describes; ConfigError if it cannot be, or if the prepared data is not as described."""
         data = self.dataset()
         recipe = self.recipe
-        model = Model(recipe.stem, recipe.width, recipe.cells, data.channels, data.size, data.classes)
+        try:
+            model = Model(recipe.stem, recipe.width, recipe.cells, data.channels, data.size, data.classes)
+        except ValueError as error:
+            raise ConfigError(f"recipe.{_short(str(error))}") from error
         if recipe.batch > data.splits["train"].images:
             raise ConfigError(f"recipe.batch is {recipe.batch}, but data set {self.data!r} has {data.splits['train'].images} training images")
+        side = data.size + 2 * recipe.padding
+        if recipe.crop is not None and recipe.crop > side:
+            raise ConfigError(
+                f"recipe.crop is {recipe.crop}; allowed: 1 to {side}, or null for the full image: "
+                f"images of data set {self.data!r} have {data.size} pixels a side and recipe.padding is {recipe.padding}"
+            )
+        self.check_data(data)
         return Run(
             self.run, run_id, ALGORITHM, self.seed, self.space, self.strategy, recipe, model,
             DataReference(data.name, data.digest), self.constraints,
@@ -110,7 +162,15 @@ _CONFIG = TypeAdapter(Config)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key that stands twice."""
+    """Safe YAML that refuses a key that stands twice, an alias (a few of them can make gigabytes), and endless numbers."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """See SafeLoader."""
+        if self.check_event(yaml.events.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
+            raise yaml.composer.ComposerError(None, None, f"alias *{event.anchor}: aliases are not allowed, write the value out", event.start_mark)
+        found: yaml.Node | None = super().compose_node(parent, index)
+        return found
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -125,14 +185,35 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
+def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    if len(node.value) > MAX_NUMBER_LENGTH:
+        raise yaml.constructor.ConstructorError(None, None, f"a number of {len(node.value)} characters; at most {MAX_NUMBER_LENGTH} are read", node.start_mark)
+    return loader.construct_yaml_int(node) if node.tag.endswith(":int") else loader.construct_yaml_float(node)
+
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:int", _number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _number)
+
+
+def _short(message: str) -> str:
+    """The message with every value (quoted, in brackets, or a word) longer than 80 characters cut."""
+    return re.sub(r"'[^']*'|\[[^]]*\]|[^\s']+", lambda found: found[0] if len(found[0]) <= 80 else found[0][:77] + "…", message)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _read_yaml(text: str, place: str) -> dict[str, Any]:
     try:
         plain = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{place}: not readable as YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{place}: not readable as YAML: too deeply nested") from error
+    except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        # All but the first are what PyYAML lets out where a value does not fit the tag that it was given or seems to have.
+        raise ConfigError(f"{place}: not readable as YAML: {_short(' '.join(str(error).split()))}") from error
     if not isinstance(plain, dict):
         raise ConfigError(f"{place}: holds {type(plain).__name__}, expected a mapping of fields")
     return plain
@@ -149,16 +230,16 @@ def _recipe(given: object, place: str, depth: int = 0) -> dict[str, Any]:
         raise ConfigError(f"{place}: recipe: more than 10 recipes extend each other; is there a circle?")
     if isinstance(given, str):
         if given not in recipe_names():
-            raise ConfigError(f"{place}: recipe: {given!r} is unknown; known: {', '.join(recipe_names())}{_near(given, recipe_names())}")
+            raise ConfigError(f"{place}: recipe: {_shown(given)} is unknown; known: {', '.join(recipe_names())}{_near(given, recipe_names())}")
         plain = _read_yaml((resources.files("pipeline") / "recipes" / f"{given}.yaml").read_text(), f"recipe {given}")
         return _recipe(plain, f"recipe {given}", depth + 1) | {"name": given}
     if not isinstance(given, dict):
-        raise ConfigError(f"{place}: recipe: given {given!r}, expected a recipe's name or a mapping with 'extends'")
+        raise ConfigError(f"{place}: recipe: given {_shown(given)}, expected a recipe's name or a mapping with 'extends'")
     own = dict(given)
     base = own.pop("extends", None)
     merged = (_recipe(base, place, depth + 1) if base is not None else {}) | own
     if "name" not in own:
-        merged["name"] = f"{base} with changes" if base else "own"
+        merged["name"] = f"{base if isinstance(base, str) else 'own'} with changes" if base else "own"
     return merged
 
 
@@ -182,8 +263,20 @@ def _explain(error: ValidationError) -> str:
         parent = ".".join(part for part in loc[:-1] if not part.isdigit())
         if parent in _PARTS:
             allowed = [one.name for one in fields(_PARTS[parent])]
-            return f"field {'.'.join(loc)!r} is unknown; allowed here: {', '.join(allowed)}{_near(loc[-1], allowed)}"
-    return f"field {explain(error)}"
+            return f"field {_shown('.'.join(loc))} is unknown; allowed here: {', '.join(allowed)}{_near(loc[-1], allowed)}"
+    if first["type"] == "value_error":
+        return _impossible(loc, first["msg"].removeprefix("Value error, "))
+    return _short(f"field {explain(error)}")
+
+
+def _impossible(loc: list[str], rule: str) -> str:
+    """What a dataclass of the config says of its own fields, beginning with the field's name."""
+    place = ".".join(loc)
+    kind = _PARTS.get(".".join(part for part in loc if not part.isdigit()))
+    rule = rule.removeprefix(f"{place}: ")
+    if kind is not None and rule.split(" ", 1)[0] in [one.name for one in fields(kind)]:
+        return _short(f"field {place}.{rule}" if place else f"field {rule}")
+    return _short(f"field {place}: {rule}" if place else rule)
 
 
 def parse_config(text: str, place: str) -> Config:
@@ -194,24 +287,31 @@ def parse_config(text: str, place: str) -> Config:
     space = plain.get("space")
     if isinstance(space, str):
         if space not in SPACES:
-            raise ConfigError(f"{place}: field 'space': {space!r} is unknown; known: {', '.join(SPACES)}{_near(space, list(SPACES))}")
+            raise ConfigError(f"{place}: field 'space': {_shown(space)} is unknown; known: {', '.join(SPACES)}{_near(space, list(SPACES))}")
         plain["space"] = json.loads(TypeAdapter(Space).dump_json(SPACES[space]))
     try:
         return _CONFIG.validate_json(json.dumps(plain))
     except ValidationError as error:
         raise ConfigError(f"{place}: {_explain(error)}") from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{place}: holds a value that no field takes: {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{place}: holds a value that no field takes: {_short(str(error))}") from error
 
 
 def load_config(path: Path) -> Config:
     """A config from its file."""
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"{path}: is no regular file")
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes: no config is")
-        return parse_config(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # no UTF-8, or a path with a NUL character
+        raise ConfigError(f"{str(path)!r}: cannot be read: {error}") from error
+    return parse_config(text, str(path))
 
 
 def differences(there: Run, given: Run) -> list[str]:

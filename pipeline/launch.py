@@ -29,7 +29,7 @@ from pipeline.run import RunFolder
 from pipeline.status import word
 from pipeline.store import open_store
 from pipeline.worker import TRAINER
-from search.records import Claim, Release, ReleaseReason
+from search.records import Claim, Release, ReleaseReason, Run
 
 log = logging.getLogger("hiernas.launch")
 PACE_SECONDS = 0.5
@@ -43,9 +43,8 @@ def place() -> Place:
     return Place(secrets.token_hex(16), f"{getpass.getuser()}@{host}", f"{host}/{os.getpid()}/{born:.3f}")
 
 
-def begin(config: Config, folder: RunFolder) -> None:
+def begin(config: Config, fresh: Run, folder: RunFolder) -> None:
     """Create the run, or check that the one there is the same and take over changed limits as a request."""
-    fresh = config.what(secrets.token_hex(16))
     there = folder.begin(fresh)
     changed = differences(there, fresh)
     if changed:
@@ -97,10 +96,11 @@ def executor_for(config: Config, store_url: str, trainer: str = TRAINER) -> Exec
 def launch(config: Config, store_url: str, take_over: bool, lock: bool = True, trainer: str = TRAINER) -> ReleaseReason | None:
     """Run or continue the search in the foreground; returns why it ended."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    fresh = config.what(secrets.token_hex(16))  # before the store is made: a config that is refused leaves no trace
     store = open_store(store_url)
     folder = RunFolder(store, config.run)
     with alone(store, config.run, take_over or not lock):
-        begin(config, folder)
+        begin(config, fresh, folder)
         executor = executor_for(config, store_url, trainer)
         controller = Controller(folder, executor, SystemClock(), place(), config.limits, config.executor.resources(), take_over)
         try:

@@ -88,7 +88,10 @@ def open_store(url: str, make: bool = True) -> Store:
     """A store by its URL: a path or file://…. Makes it if it is not there, unless told that it must be (readers, workers)."""
     from pipeline.directory import DirectoryStore
 
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"store {url!r} is no URL ({error}); expected a path or file:///path") from error
     if parts.scheme in ("", "file"):
         path = Path(url if not parts.scheme else parts.path)
         if not url or (parts.scheme and parts.netloc not in ("", "localhost")):

@@ -51,6 +51,9 @@ class Recipe:
         for name, low in (("width", 1), ("cells", 1), ("steps", 1), ("batch", 2), ("repeats", 1), ("curve_points", 0), ("padding", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: {low} or more")
+        for name, most in (("repeats", 1_000), ("curve_points", 10_000)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: at most {most}")
         for name, high in (("learning_rate", math.inf), ("decay", 1.0), ("momentum", 1.0), ("weight_decay", math.inf)):
             if not 0 <= getattr(self, name) <= high or not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to {high}")

@@ -161,7 +161,9 @@ class State:
         if record.number != len(self.history):
             raise Inconsistent(f"outcome {record.number} where {len(self.history)} was due")
         if record.previous != self.last_digest:
-            raise Inconsistent(f"outcome {record.number} follows one with digest {record.previous}, the one before it has {self.last_digest}: one of the two was changed")
+            raise Inconsistent(
+                f"outcome {record.number} follows one with digest {record.previous}, the one before it has {self.last_digest}: one of the two was changed"
+            )
         if story.outcome is not None:
             raise Inconsistent(f"outcome {record.number} is a second one for candidate {record.candidate} (first: {story.outcome.number})")
         if record.attempt >= len(story.attempts):
