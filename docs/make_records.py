@@ -3,7 +3,6 @@
 import json
 import re
 import typing
-from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +14,7 @@ from pipeline.codec import VERSION
 from pipeline.config import parse_recipe
 from pipeline.controller import Controller, Place
 from pipeline.executor import Job, JobSpec, JobStatus
+from pipeline.inline import InlineExecutor
 from pipeline.run import RunFolder, control_key
 from pipeline.store import MAX_OBJECT_BYTES, MemoryStore, Store
 from pipeline.verify import verify
@@ -299,15 +299,14 @@ class _Clock:
         self._seconds += seconds
 
 
-class _Executor:
+class _Executor(InlineExecutor):
     """Attempts that are over at once. The first of candidate 1 is killed before it has written."""
 
     name = "processes"
-    survives = False
 
     def __init__(self, store: Store, clock: _Clock) -> None:
-        self._store, self._clock = store, clock
-        self._jobs: dict[str, Job] = {}
+        super().__init__(store, "data")
+        self._clock = clock
 
     def start(self, spec: JobSpec) -> None:
         """See Executor."""
@@ -318,20 +317,6 @@ class _Executor:
         self._clock.sleep(3.25)
         work(self._store, spec.run, spec.candidate, spec.attempt, lambda: _train, "data")
         self._jobs[spec.name] = Job(spec.name, JobStatus.ENDED, exit_code=0, node="laptop", held_seconds=3.25)
-
-    def jobs(self) -> Sequence[Job]:
-        """See Executor."""
-        return list(self._jobs.values())
-
-    def delete(self, name: str) -> None:
-        """See Executor."""
-        self._jobs.pop(name, None)
-
-    def wait(self, seconds: float) -> None:
-        """See Executor."""
-
-    def close(self) -> None:
-        """See Executor."""
 
 
 def _train(task: Task) -> Evaluation:

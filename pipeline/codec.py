@@ -102,6 +102,11 @@ def decode(data: bytes, key: str, run_id: str | None) -> Any:
     return found.record
 
 
+def cut(text: str) -> str:
+    """A given value as messages show it: at most some 80 characters."""
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
 def explain(error: ValidationError) -> str:
     """The first thing wrong, as 'field: rule (given …)', and how many more there are."""
     errors = error.errors(include_url=False)
@@ -109,7 +114,7 @@ def explain(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"] if part != "record") or "the whole"
     rule = first["msg"].removeprefix("Value error, ")
     given = repr(first.get("input"))
-    shown = "" if first["type"] in ("missing", "json_invalid") else f" (given {given if len(given) <= 80 else given[:77] + '…'})"
+    shown = "" if first["type"] in ("missing", "json_invalid") else f" (given {cut(given)})"
     more = f"; and {len(errors) - 1} more" if len(errors) > 1 else ""
     return f"{place}: {rule}{shown}{more}"
 

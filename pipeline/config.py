@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from pipeline.codec import STRICT, explain
+from pipeline.codec import STRICT, cut, explain
 from pipeline.errors import ConfigError
 from search.dataset import Dataset
 from search.evolution import Evolution, RandomSearch, Strategy
@@ -198,12 +198,11 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
 def _short(message: str) -> str:
     """The message with every value (quoted, in brackets, or a word) longer than 80 characters cut."""
-    return re.sub(r"'[^']*'|\[[^]]*\]|[^\s']+", lambda found: found[0] if len(found[0]) <= 80 else found[0][:77] + "…", message)
+    return re.sub(r"'[^']*'|\[[^]]*\]|[^\s']+", lambda found: cut(found[0]), message)
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"
+    return cut(repr(value))
 
 
 def _read_yaml(text: str, place: str) -> dict[str, Any]:

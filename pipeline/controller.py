@@ -4,7 +4,6 @@ Each decision is written into its one slot before it has any effect. If other by
 is in charge now (Overtaken) or a predecessor's last write landed late: then everything is read again.
 """
 
-import itertools
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -135,8 +134,7 @@ class Controller:
 
     def _idle(self) -> bool:
         """Nothing would be done by whoever took charge now: the run is finished, stopped or halted."""
-        view = plan.View(self._claim, self.executor.name, self.executor.survives, {}, set())
-        actions = plan.plan(self.state, view)
+        actions = plan.plan(self.state, self._view({}))
         return bool(actions) and all(isinstance(action, plan.Finish) for action in actions)
 
     def _check_claim(self, records: Sequence[Claim | Release], last: Claim | Release | None) -> None:
@@ -196,15 +194,16 @@ class Controller:
 
     def _patiently(self, act: Callable[[], Got], pace_seconds: float) -> Got:
         """Again and again, ever less often, while store or executor do not answer; a second Ctrl-C ends that."""
-        for failures in itertools.count(1):
+        failures = 0
+        while True:
             try:
                 return act()
             except Unavailable as error:
                 if self.interrupts > 1:
                     raise
+                failures += 1
                 log.warning("not available, trying again run=%s error=%s", self.folder.name, error)
                 self._sleep(self._back_off(pace_seconds, failures))
-        raise AssertionError("unreachable")
 
     def _back_off(self, shortest: float, failures: int) -> float:
         return min(BACK_OFF_SECONDS, shortest * 2.0 ** min(failures, 20)) * self._jitter.uniform(0.5, 1.0)
@@ -221,7 +220,7 @@ class Controller:
             self._load()
             last = self.state.controllers[-1]
             if isinstance(last, Release) and self._own_release(last):  # it had landed, only the answer was lost
-                return plan.View(self._claim, self.executor.name, self.executor.survives, {}, self._seen), last.reason
+                return self._view({}), last.reason
         view = self.observe()
         try:
             for _ in range(STAGES):
@@ -247,18 +246,24 @@ class Controller:
         jobs = {job.name: job for job in self.executor.jobs()}
         self._look()
         self._meet(jobs)
-        for key in self.folder.keys("control", control_key(len(self.state.requests) - 1) if self.state.requests else None):
+        for key in self._new_requests():
             self.state.request(self.folder.read(key)[0])
-        view = plan.View(
-            self._claim, self.executor.name, self.executor.survives, jobs, self._seen,
-            interrupted=self.interrupts > 0, now=self.interrupts > 1, refused=self.clock.monotonic() < self._probe_at,
-        )  # fmt: skip
+        view = self._view(jobs)
+        view.interrupted, view.now = self.interrupts > 0, self.interrupts > 1
+        view.refused = self.clock.monotonic() < self._probe_at
         for story in self.state.unfinished.values():
             if story.outcome is None and story.attempts and (self._fresh or self._ended_or_vanished(story, jobs)):
                 self._read_evaluations(story, view)
         self._seen.update(jobs)
         self._fresh = False
         return view
+
+    def _view(self, jobs: dict[str, Job]) -> plan.View:
+        return plan.View(self._claim, self.executor.name, self.executor.survives, jobs, self._seen)
+
+    def _new_requests(self) -> list[str]:
+        """Keys of the requests that the state does not have yet."""
+        return self.folder.keys("control", control_key(len(self.state.requests) - 1) if self.state.requests else None)
 
     def _meet(self, jobs: dict[str, Job]) -> None:
         """A job of an attempt that this controller does not know is a predecessor's, recorded late: read everything again."""
@@ -406,7 +411,7 @@ class Controller:
 
     def _finish(self, reason: ReleaseReason) -> bool:
         """Release, unless a person has asked for something meanwhile."""
-        if self.folder.keys("control", control_key(len(self.state.requests) - 1) if self.state.requests else None):
+        if self._new_requests():
             return False
         release = Release(reason, self._stamp())
         self._write(controller_key(self._slot + 1), release)

@@ -112,14 +112,14 @@ def _write(folder: RunFolder, evaluation: Evaluation) -> int:
     while True:
         try:
             folder.create(evaluation_key(evaluation.candidate, evaluation.attempt), evaluation)
+            break
         except SlotTaken:
             log.info("another process of this attempt was quicker run=%s candidate=%d", folder.name, evaluation.candidate)
+            break
         except StoreUnavailable as error:
             if time.monotonic() > until:
                 raise
             log.warning("store unavailable, trying again run=%s candidate=%d error=%s", folder.name, evaluation.candidate, error)
             time.sleep(pause)
             pause = min(30.0, pause * 2)
-            continue
-        break
     return 1 if isinstance(evaluation, Failure) and evaluation.failure is FailureKind.BUG else 0
