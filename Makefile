@@ -24,9 +24,11 @@ endef
 	$(call install,images/requirements-local.txt)
 	@touch $@
 
-.venv/.test: tests/requirements.txt images/requirements-uv.txt pyproject.toml
+.venv/.test: tests/requirements.txt tests/requirements-servers.txt images/requirements-uv.txt pyproject.toml
 	@echo "setting up .venv with what the tests need …"
 	$(call install,tests/requirements.txt)
+	.venv/bin/uv venv --quiet --clear --python .venv/bin/python .venv/servers
+	.venv/bin/uv pip install --quiet --python .venv/servers/bin/python --require-hashes --requirement tests/requirements-servers.txt
 	@touch $@
 
 demo: .venv/.run ## A real search on real images: run `demo` in the store runs/, report in runs/demo-report/
@@ -51,10 +53,13 @@ docs: .venv/.test ## Write the made pages of docs/ again: records.md and config.
 	@.venv/bin/python docs/make_config.py
 
 lock: .venv/.test ## Pin the requirements again, with hashes, to what is current
-	@for target in "images/requirements-local.txt --extra worker --extra report --extra data" "tests/requirements.txt --all-extras"; do \
+	@for target in "images/requirements-local.txt pyproject.toml --extra worker --extra report --extra data --extra s3 --extra cluster" \
+	  "images/requirements-controller.txt pyproject.toml --extra s3 --extra cluster" \
+	  "images/requirements-worker.txt pyproject.toml --extra s3 --extra worker" \
+	  "tests/requirements.txt pyproject.toml --all-extras" "tests/requirements-servers.txt tests/servers.in"; do \
 	  set -- $$target; out=$$1; shift; \
 	  .venv/bin/uv pip compile --quiet --universal --upgrade --generate-hashes --no-annotate --no-emit-index-url \
-	    --custom-compile-command 'make lock' $$@ --output-file $$out pyproject.toml; done
+	    --custom-compile-command 'make lock' $$@ --output-file $$out; done
 	@echo uv | .venv/bin/uv pip compile --quiet --universal --upgrade --generate-hashes --no-annotate --no-emit-index-url \
 	  --custom-compile-command 'make lock' --output-file images/requirements-uv.txt -
 
