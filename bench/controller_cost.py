@@ -95,6 +95,7 @@ class Watched:
     """A store that counts the requests it passes on, and takes the moment of every outcome."""
 
     store: Store
+    parallel: int = 1
     executor: Timed | None = None
     requests: Counter[str] = field(default_factory=Counter)
     moments: list[Moment] = field(default_factory=list)

@@ -280,7 +280,7 @@ def parser() -> argparse.ArgumentParser:
         if run:
             command.add_argument("run", metavar="RUN", help="name of the run")
         if store:
-            command.add_argument("--store", metavar="URL", help=f"a path or file:///path (default: $HIERNAS_STORE, else {DEFAULT_STORE})")
+            command.add_argument("--store", metavar="URL", help=f"a path, file:///path or s3://bucket/prefix (default: $HIERNAS_STORE, else {DEFAULT_STORE})")
         return command
 
     run = add("run", _run, "Begin or continue a search in the foreground. Ctrl-C once drains, twice stops now; both can be resumed.", run=False)

@@ -77,7 +77,7 @@ class Config:
     constraints: Constraints = field(default_factory=Constraints)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     store: str = "runs"
-    """Where records are written: a path or file://…, relative to the working directory."""
+    """Where records are written: a path or file://…, relative to the working directory, or s3://bucket/prefix (credentials and endpoint: the usual AWS environment)."""
     data_root: str = "data"
     """Folder of the prepared data sets, relative to the working directory."""
 

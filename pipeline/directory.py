@@ -47,6 +47,8 @@ def explain(path: Path, error: OSError) -> StoreUnavailable:
 class DirectoryStore:
     """See Store. `make` creates the folder, and refuses a file system without hard links; without it opening touches nothing."""
 
+    parallel = 1
+
     def __init__(self, root: Path, make: bool = True) -> None:
         self.root = root.absolute()
         self._temporary = self.root / ".tmp"

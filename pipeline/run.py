@@ -1,11 +1,11 @@
 """A run's folder in a store: typed records under their keys, and the state that they add up to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.codec import BadRecord, decode, encode, sha256
 from pipeline.errors import ConfigError, DamagedRun
-from pipeline.store import BadObject, Store
+from pipeline.store import BadObject, Store, read_many
 from search.records import Attempt, End, Evaluation, Record, Run
 from search.state import Inconsistent, State
 
@@ -109,7 +109,7 @@ class RunFolder:
         start = f"{self.name}/"
         return [key.removeprefix(start) for key in self.store.list(f"{start}{folder}/{candidate:06d}-")]
 
-    def bytes(self, key: str) -> bytes:
+    def raw(self, key: str) -> bytes:
         """What is stored there; KeyError when absent."""
         return self.store.read(f"{self.name}/{key}")
 
@@ -123,18 +123,38 @@ class RunFolder:
     def read(self, key: str) -> tuple[Any, str]:
         """The record in a slot and its SHA-256. DamagedRun when it is absent or not valid."""
         try:
-            data = self.bytes(key)
-            return decode(data, key, self.run.run_id), sha256(data)
+            return self._decoded(key, self.raw(key))
         except KeyError:
-            raise self.damaged(key, "it is missing, though a later record was written only after it") from None
-        except (BadRecord, BadObject) as error:
+            raise self._missing(key) from None
+        except BadObject as error:
             raise self.damaged(key, error) from error
+
+    def _decoded(self, key: str, data: bytes) -> tuple[Any, str]:
+        try:
+            return decode(data, key, self.run.run_id), sha256(data)
+        except BadRecord as error:
+            raise self.damaged(key, error) from error
+
+    def _missing(self, key: str) -> DamagedRun:
+        return self.damaged(key, "it is missing, though a later record was written only after it")
+
+    def _records(self, keys: list[str]) -> Iterator[tuple[str, Any, str]]:
+        """The records in these slots, in their order. DamagedRun as in `read`."""
+        found = read_many(self.store, [f"{self.name}/{key}" for key in keys])
+        for key in keys:
+            try:
+                data = next(found)
+            except KeyError:
+                raise self._missing(key) from None
+            except BadObject as error:
+                raise self.damaged(key, error) from error
+            yield key, *self._decoded(key, data)
 
     def evaluation(self, candidate: int, attempt: int) -> tuple[Evaluation, str] | None:
         """What an attempt found and its SHA-256, None if there is nothing yet. BadRecord when it is not valid: never a reason to stop."""
         key = evaluation_key(candidate, attempt)
         try:
-            data = self.bytes(key)
+            data = self.raw(key)
         except KeyError:
             return None
         except BadObject as error:
@@ -165,10 +185,13 @@ class RunFolder:
         return state
 
     def _fold(self, keys: list[str], slot: Callable[[int], str] | None, apply: Callable[[Any, str], None]) -> None:
-        for at, key in enumerate(_in_order(keys) if slot is None else keys):
-            if slot is not None and key != slot(at):
-                raise self.damaged(slot(at), f"it is missing, the next one found is {key}")
-            record, digest = self.read(key)
+        if slot is None:
+            keys = _in_order(keys)
+        else:
+            for at, key in enumerate(keys):
+                if key != slot(at):
+                    raise self.damaged(slot(at), f"it is missing, the next one found is {key}")
+        for key, record, digest in self._records(keys):
             if slot is None and key != _own_key(record):
                 raise self.damaged(key, "its name does not fit its content")
             try:

@@ -6,6 +6,8 @@ A store knows nothing of records. Nothing in it is ever changed or deleted throu
 
 import re
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -14,11 +16,17 @@ from pipeline.errors import ConfigError, HiernasError
 
 MAX_OBJECT_BYTES = 16 * 1024 * 1024
 """Larger objects are refused, both ways. A record has some kilobytes."""
+MAX_PREFIX_LENGTH = 400
+"""Of a store within a bucket: S3's keys have at most 1,024 bytes."""
+_URLS = "expected a path, file:///path or s3://bucket/prefix"
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 
 class Store(Protocol):
     """Anything that keeps bytes under keys, once."""
+
+    parallel: int
+    """How many reads at once are worth it; 1: one after the other."""
 
     def create(self, key: str, data: bytes) -> bytes:
         """Store `data` unless the key is taken; return what is stored there, durably."""
@@ -57,8 +65,19 @@ def check_size(key: str, size: int) -> None:
         raise BadObject(f"object {key} has {size} bytes; at most {MAX_OBJECT_BYTES} are read or written. No record is that large: see what wrote it")
 
 
+def read_many(store: Store, keys: Sequence[str]) -> Iterator[bytes]:
+    """What is stored under each key, in their order; KeyError at the first that is absent."""
+    if store.parallel == 1 or len(keys) < 2:
+        yield from map(store.read, keys)
+        return
+    with ThreadPoolExecutor(store.parallel) as pool:
+        yield from pool.map(store.read, keys)
+
+
 class MemoryStore:
     """A store in this process, for tests."""
+
+    parallel = 1
 
     def __init__(self) -> None:
         self._objects: dict[str, bytes] = {}
@@ -85,16 +104,33 @@ class MemoryStore:
 
 
 def open_store(url: str, make: bool = True) -> Store:
-    """A store by its URL: a path or file://…. Makes it if it is not there, unless told that it must be (readers, workers)."""
-    from pipeline.directory import DirectoryStore
+    """A store by its URL: a path, file://… or s3://bucket/prefix.
 
+    `make`: a search will write there, so make its folder if there is none, and check that it keeps what is written once.
+    Readers and workers open without.
+    """
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise ConfigError(f"store {url!r} is no URL ({error}); expected a path or file:///path") from error
+        raise ConfigError(f"store {url!r} is no URL ({error}); {_URLS}") from error
+    if "@" in parts.netloc:
+        raise ConfigError(f"store {parts.scheme}://…@{parts.netloc.rpartition('@')[2]}: no user or password belongs into a store's URL; {_URLS}")
     if parts.scheme in ("", "file"):
+        from pipeline.directory import DirectoryStore
+
         path = Path(url if not parts.scheme else parts.path)
         if not url or (parts.scheme and parts.netloc not in ("", "localhost")):
-            raise ConfigError(f"store {url!r} names no folder; expected a path or file:///path")
+            raise ConfigError(f"store {url!r} names no folder; {_URLS}")
         return DirectoryStore(path, make)
-    raise ConfigError(f"store {url!r} has the scheme {parts.scheme!r}; this version knows a path and file:///path")
+    if parts.scheme == "s3":
+        prefix = parts.path.strip("/")
+        if parts.query or parts.fragment or not parts.netloc or not (prefix == "" or is_key(prefix)) or len(prefix) > MAX_PREFIX_LENGTH:
+            raise ConfigError(
+                f"store {url!r} is none: of s3://bucket/prefix, the prefix is at most {MAX_PREFIX_LENGTH} of letters, digits, '.', '_', '-' and '/'"
+            )
+        try:
+            from pipeline.s3 import S3Store
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"store {url!r} needs the package {error.name!r}; install hiernas[s3]") from error
+        return S3Store(parts.netloc, prefix, make)
+    raise ConfigError(f"store {url!r} has the scheme {parts.scheme!r}; {_URLS}")

@@ -489,6 +489,8 @@ class SkewedClock:
 class FaultyStore:
     """The world's store as one process reaches it: every answer may be late or lost, and originals may land later."""
 
+    parallel = 1
+
     def __init__(self, world: World) -> None:
         self.world = world
 

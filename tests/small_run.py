@@ -55,6 +55,7 @@ class Passing:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.parallel = 1
 
     def create(self, key: str, data: bytes) -> bytes:
         """See Store."""

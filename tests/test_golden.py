@@ -19,6 +19,6 @@ def test_the_same_seed_gives_the_same_search_for_ever() -> None:
     store = MemoryStore()
     work(controller(store))
     folder = RunFolder(store, NAME)
-    records = b"".join(folder.bytes(candidate_key(index)) for index in range(COUNT))
+    records = b"".join(folder.raw(candidate_key(index)) for index in range(COUNT))
     networks = "".join(network(RUN, story.candidate).digest for story in folder.load().stories)
     assert (hashlib.sha256(records).hexdigest(), hashlib.sha256(networks.encode()).hexdigest()) == PINNED[ALGORITHM]
