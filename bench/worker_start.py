@@ -60,7 +60,7 @@ def begin(folder: RunFolder, count: int) -> None:
 def worker_seconds(executor: ProcessExecutor, root: Path, index: int) -> float:
     """Start a worker and wait for its end; seconds until its trainer was called."""
     began = time.monotonic()
-    executor.start(JobSpec(job_name("bench", index, 0), "bench", index, 0, Resources()))
+    executor.start(JobSpec(job_name("bench", index, 0), "bench", index, 0, Resources(), ""))
     while (job := executor.jobs()[-1]).status is not JobStatus.ENDED:
         executor.wait(1.0)
     if job.exit_code != 0:

@@ -8,6 +8,7 @@ from typing import Any
 
 from described import table, text_under, words
 
+from pipeline.cluster import ClusterConfig
 from pipeline.config import Config, ExecutorConfig, parse_recipe, recipe_names
 from search.evolution import Evolution, RandomSearch
 from search.limits import Limits
@@ -60,7 +61,8 @@ KEYS: dict[str, Key] = {
     "limits": Key("a mapping: [below](#limits)", ({"max_evaluations": 1},), ({}, None), "Bounds that may change while the search runs."),
     "constraints": Key("a mapping: [below](#constraints)", ({},), ("none",), "Networks that are not trained."),
     "executor": Key("a mapping: [below](#executor)", ({},), ("processes",), "Where attempts run, and what each may use."),
-    "store": Key("a path, `file:///…`", ("runs", "file:///srv/runs"), (1, "a\0b")),
+    "cluster": Key("a mapping: [below](#cluster), null", (None, {"worker_image": "a", "controller_image": "b"}), ({}, "kind")),
+    "store": Key("a path, `file:///…`, `s3://bucket/prefix`", ("runs", "file:///srv/runs", "s3://bucket/runs"), (1, "a\0b")),
     "data_root": Key("a path", ("data",), (1, "a\0b")),
     "strategy.evolution.kind": Key("`evolution`", ("evolution",), ("darts",), "Tells the strategies apart."),
     "strategy.evolution.initial": _whole(1, meaning="Genotypes drawn at random before evolution starts (the paper: 200)."),
@@ -84,11 +86,27 @@ KEYS: dict[str, Key] = {
     "constraints.multiply_adds": _whole(0, meaning="Most multiply-adds an image; null: no limit.", null=True),
     "constraints.memory_bytes": _whole(0, meaning="Most memory that a training step is predicted to take, in bytes; null: no limit.", null=True),
     "executor.kind": Key(
-        "`processes`, `inline`", ("processes", "inline"), ("kubernetes",), "Local processes, or one attempt after the other in this process (for debugging)."
+        "`processes`, `inline`, `kubernetes`", ("processes", "inline"), ("slurm", "kubernetes"),
+        "Local processes, one attempt after the other in this process (for debugging), or Kubernetes Jobs (with section `cluster`).",
     ),
     "executor.threads": _whole(1, 1024),
     "executor.memory_gib": Key("0.01 to 100,000, null", (0.01, 4, 100_000, None), (0, 0.001, -1, 100_001, 1e300, float("inf"), "two")),
     "executor.time_limit_seconds": Key("1 to 10,000,000, null", (1, 10_000_000, None), (0, 0.5, -1, 10_000_001, "two")),
+    "executor.gpus": Key("0 to 1,024; with kind `kubernetes` only", (0,), (-1, 1, 0.5, 1025)),
+    "cluster.worker_image": Key("an image's name", ("registry.example/hiernas-worker:1", "a@sha256:0"), ("", "a b", "-a", 1)),
+    "cluster.controller_image": Key("an image's name", ("registry.example/hiernas-controller:1",), ("", "a b", "-a", 1)),
+    "cluster.namespace": Key("a DNS label", ("hiernas", "team-a"), ("", "A", "a.b", "x" * 64)),
+    "cluster.store_secret": Key("a name, null", ("store", None), ("", "A b")),
+    "cluster.environment": Key("names and texts", ({}, {"AWS_ENDPOINT_URL": "http://minio:9000"}), ({"a b": "c"}, {"AWS_SECRET_ACCESS_KEY": "x"}, {"A": 1})),
+    "cluster.worker_account": Key("a name", ("default",), ("", "A b")),
+    "cluster.controller_account": Key("a name", ("default",), ("", "A b")),
+    "cluster.gpu_resource": Key("a resource's name", ("nvidia.com/gpu", "amd.com/gpu"), ("", "a b")),
+    "cluster.queue": Key("a name, null", ("search", None), ("", "A b")),
+    "cluster.unreachable_seconds": _whole(5, 86_400),
+    "cluster.start_seconds": _whole(10, 86_400),
+    "cluster.scratch_gib": Key("0.1 to 100,000", (0.1, 100_000), (0, 100_001, "two")),
+    "cluster.worker_pod": Key("a mapping of `metadata`, `spec`", ({}, {"spec": {"priorityClassName": "low"}}), ({"kind": "Pod"}, "x")),
+    "cluster.controller_pod": Key("a mapping of `metadata`, `spec`", ({}, {"metadata": {"labels": {"team": "a"}}}), ({"kind": "Pod"}, "x")),
     "recipe.name": Key("text", ("mine",), (1,), "For people. Left out: named after what it extends."),
     "recipe.stem": Key("`cifar`, `imagenet`", ("cifar", "imagenet"), ("resnet",), "How images enter, and how cells are grouped."),
     "recipe.width": Key("1 to 100,000", (1, 100_000), (0, 1.5, "two")),
@@ -127,6 +145,12 @@ _SECTIONS: list[tuple[str, str, type]] = [
     ("strategy.evolution", "`kind: evolution`: asynchronous tournament selection.", Evolution),
     ("strategy.random", "`kind: random`: every genotype drawn at random.", RandomSearch),
     ("executor", "May differ at each start of a run.", ExecutorConfig),
+    (
+        "cluster",
+        "For `executor.kind: kubernetes` and `hiernas submit`. What is laid over a pod goes key by key: null removes, "
+        "lists of named things (containers, volumes, env) go by name, other lists are replaced. The container is called `worker` or `controller`.",
+        ClusterConfig,
+    ),
     ("constraints", "A candidate whose network is above one of them gets the outcome `over_limit` without being trained.", Constraints),
 ]
 

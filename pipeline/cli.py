@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, DamagedRun, HiernasError
 from pipeline.run import RunFolder
 from pipeline.status import story, summary
@@ -40,10 +40,9 @@ def _folder(arguments: argparse.Namespace) -> RunFolder:
     return RunFolder(store, arguments.run)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _config(arguments: argparse.Namespace) -> Config:
+    """The config with what the command line says over it."""
     from dataclasses import replace
-
-    from pipeline.launch import launch
 
     config = load_config(Path(arguments.config))
     try:
@@ -53,8 +52,35 @@ def _run(arguments: argparse.Namespace) -> int:
             config = replace(config, limits=config.limits.changed({"workers": arguments.workers}))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    reason = launch(config, _store_url(arguments.store, config.store), arguments.take_over, not arguments.no_lock)
+    return config
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from pipeline.launch import launch, launch_submitted
+
+    config = _config(arguments)
+    url = _store_url(arguments.store, config.store)
+    if arguments.submitted:
+        launch_submitted(config, url, arguments.metrics_port)
+        return 0
+    reason = launch(config, url, arguments.take_over, not arguments.no_lock, metrics_port=arguments.metrics_port)
     return 1 if reason is ReleaseReason.HALTED else 0
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from pipeline.launch import submit
+
+    arguments.executor, arguments.workers = "kubernetes", None
+    config = _config(arguments)
+    url = _store_url(arguments.store, config.store)
+    done = submit(config, Path(arguments.config).read_text(encoding="utf-8"), url)
+    assert config.cluster is not None
+    print(
+        f"run {config.run!r} in namespace {config.cluster.namespace!r}: {done}\n"
+        f"`hiernas status {config.run} --store {url}` tells how it goes; remove it from the cluster (the store keeps everything): "
+        f"kubectl -n {config.cluster.namespace} delete lease {config.run}"
+    )
+    return 0
 
 
 def _ls(arguments: argparse.Namespace) -> int:
@@ -176,12 +202,19 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _worker(arguments: argparse.Namespace) -> int:
     import logging
+    import signal
+    from functools import partial
 
+    from pipeline import transfer
     from pipeline.worker import TRAINER, load_trainer, work
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    store = open_store(_store_url(arguments.store), make=False)
-    return work(store, arguments.run, arguments.candidate, arguments.attempt, lambda: load_trainer(TRAINER), arguments.data_root)
+    # As the first process of a container it would ignore SIGTERM: then an eviction would hold its GPU until SIGKILL.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    url = _store_url(arguments.store)
+    store = open_store(url, make=False)
+    fetch = partial(transfer.fetch, transfer.files_of(store, url)) if arguments.fetch else None
+    return work(store, arguments.run, arguments.candidate, arguments.attempt, lambda: load_trainer(TRAINER), arguments.data_root, fetch)
 
 
 _EXAMPLES = {
@@ -190,6 +223,11 @@ _EXAMPLES = {
   hiernas run configs/demo.yaml --workers 4     with other limits; the run remembers them
 
 All keys of a config: docs/config.md. What to do when something goes wrong: docs/operations.md.""",
+    "submit": """
+  hiernas submit search.yaml --store s3://bucket/runs
+
+Again with other limits: they are asked for, like `hiernas set`. With another image or other resources: the controller is
+replaced, running workers go on. KUBECONFIG says which cluster; docs/config.md, section cluster, what is created there.""",
     "ls": """
   hiernas ls
   hiernas ls --store /srv/runs --json""",
@@ -285,10 +323,16 @@ def parser() -> argparse.ArgumentParser:
 
     run = add("run", _run, "Begin or continue a search in the foreground. Ctrl-C once drains, twice stops now; both can be resumed.", run=False)
     run.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/demo.yaml")
-    run.add_argument("--executor", choices=("inline", "processes"), help="where attempts run (default: the config's)")
+    run.add_argument("--executor", choices=("inline", "processes", "kubernetes"), help="where attempts run (default: the config's)")
     run.add_argument("--workers", type=int, metavar="N", help="attempts open at once (default: the config's)")
     run.add_argument("--take-over", action="store_true", help="take charge of a run that another owner's controller has left, or replace a running one")
+    run.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics there, on this machine only (in a pod: on all addresses)")
     run.add_argument("--no-lock", action="store_true", help=argparse.SUPPRESS)
+    run.add_argument("--submitted", action="store_true", help=argparse.SUPPRESS)  # what the controller's pod runs
+
+    add("submit", _submit, "Run a search on a Kubernetes cluster: its controller and its workers as pods.", run=False).add_argument(
+        "config", metavar="CONFIG", help="YAML file with a section `cluster`"
+    )
 
     add("ls", _ls, "List the runs of a store.", run=False).add_argument("--json", action="store_true", help="for scripts")
     status = add("status", _status, "Say where a run stands, from its records.")
@@ -336,6 +380,7 @@ def parser() -> argparse.ArgumentParser:
     worker.add_argument("--candidate", required=True, type=int, metavar="N", help="index of the candidate")
     worker.add_argument("--attempt", required=True, type=int, metavar="N", help="number of the attempt")
     worker.add_argument("--data-root", default="data", metavar="FOLDER", help="folder of the prepared data sets (default: %(default)s)")
+    worker.add_argument("--fetch", action="store_true", help="fetch the data set from the store if that folder does not have it")
     return top
 
 

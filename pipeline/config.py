@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from pipeline.cluster import ClusterConfig
 from pipeline.codec import STRICT, cut, explain
 from pipeline.errors import ConfigError
 from search.dataset import Dataset
@@ -36,15 +37,21 @@ DATA_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 class ExecutorConfig:
     """Where attempts run, and what each may use. May differ at each start."""
 
-    kind: Literal["processes", "inline"] = "processes"
+    kind: Literal["processes", "inline", "kubernetes"] = "processes"
     threads: int = 1
     """Processor threads an attempt. Part of what makes a fitness repeatable bit for bit."""
     memory_gib: float | None = None
     """Resident memory of an attempt; None: no limit."""
     time_limit_seconds: float | None = None
     """Of an attempt as a whole, as a last resort; a candidate's own limit is the recipe's."""
+    gpus: int = 0
+    """GPUs an attempt, on a cluster. A training uses one."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.gpus <= 1024:
+            raise ValueError(f"gpus is {self.gpus}; allowed: 0 to 1024")
+        if self.gpus and self.kind != "kubernetes":
+            raise ValueError(f"gpus is {self.gpus}, but kind is {self.kind!r}: GPUs are handed out by a cluster; leave it 0 here")
         for name, low, high in (("memory_gib", 0.01, 100_000), ("time_limit_seconds", 1, 10_000_000)):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -54,7 +61,7 @@ class ExecutorConfig:
     def resources(self) -> Resources:
         """As the records keep it."""
         memory = None if self.memory_gib is None else int(self.memory_gib * 1024**3)
-        return Resources(self.threads, memory, self.time_limit_seconds)
+        return Resources(self.threads, memory, self.time_limit_seconds, self.gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,8 @@ class Config:
     seed: int = 0
     constraints: Constraints = field(default_factory=Constraints)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    cluster: ClusterConfig | None = None
+    """What the executor `kubernetes` and `hiernas submit` need to know of the cluster."""
     store: str = "runs"
     """Where records are written: a path or file://…, relative to the working directory, or s3://bucket/prefix (credentials and endpoint: the usual AWS environment)."""
     data_root: str = "data"
@@ -88,6 +97,8 @@ class Config:
             raise ValueError(f"data is {self.data!r}; allowed: at most 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit")
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed is {self.seed}; allowed: 0 to {MAX_SEED}")
+        if self.executor.kind == "kubernetes" and self.cluster is None:
+            raise ValueError("cluster is missing; executor.kind 'kubernetes' needs it: at least worker_image and controller_image")
         for name in ("store", "data_root"):
             if "\0" in getattr(self, name) or len(getattr(self, name)) > MAX_PATH_LENGTH:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: at most {MAX_PATH_LENGTH} characters, no NUL among them")
@@ -151,6 +162,7 @@ _PARTS: dict[str, type] = {
     "": Config,
     "limits": Limits,
     "executor": ExecutorConfig,
+    "cluster": ClusterConfig,
     "constraints": Constraints,
     "recipe": Recipe,
     "space": Space,

@@ -95,6 +95,12 @@ class Controller:
         self._networks = answer.Networks()
         self._refusals = 0  # in a row
         self._probe_at = self._looked  # when the next job may be tried after a refusal
+        self.beat = self._looked
+        """When the last round began, or the last try of one: who watches this process sees that it is alive."""
+        self.latencies: list[float] = []
+        """Seconds from seeing a result to having created the next job; whoever measures takes them out."""
+        self._observed = self._looked  # when this round saw its jobs
+        self._accepted = False  # whether this round accepted something
         self._jitter = random.Random(place.nonce)  # noqa: S311  # spreads out retries, nothing else
 
     # -- taking charge
@@ -175,19 +181,29 @@ class Controller:
     def work(self, observer: Callable[["Controller", plan.View], None], pace_seconds: float) -> ReleaseReason | None:
         """Claim and step until the run needs no controller; None when there was nothing to do.
 
-        Only the first claim raises Unavailable: a command with a wrong address must say so at once.
+        Only the first claim raises Unavailable: a command with a wrong address must say so at once. Interrupted where attempts
+        outlive the controller, it leaves at once and writes nothing: they go on, and the next controller finds them.
         """
         reason = None
         claimed = self.claim()
         while claimed:
             while (reason := self._patiently(lambda: self._round(observer), pace_seconds)) is None:
+                if self.leaves:
+                    return ReleaseReason.INTERRUPTED
                 self.executor.wait(pace_seconds)
             if reason is ReleaseReason.INTERRUPTED:
                 break
             claimed = self._patiently(self.claim, pace_seconds)  # a person may have asked for something right behind the release
         return reason
 
+    @property
+    def leaves(self) -> bool:
+        """Whether a person wants this controller, and it alone, to end."""
+        return self.executor.survives and self.interrupts > 0
+
     def _round(self, observer: Callable[["Controller", plan.View], None]) -> ReleaseReason | None:
+        if self.leaves:
+            return None
         view, reason = self.step()
         observer(self, view)
         return reason
@@ -196,6 +212,7 @@ class Controller:
         """Again and again, ever less often, while store or executor do not answer; a second Ctrl-C ends that."""
         failures = 0
         while True:
+            self.beat = self.clock.monotonic()
             try:
                 return act()
             except Unavailable as error:
@@ -244,12 +261,14 @@ class Controller:
     def observe(self) -> plan.View:
         """Jobs first, then records: what a job's end promises must be looked for after the end was seen."""
         jobs = {job.name: job for job in self.executor.jobs()}
+        self._observed, self._accepted = self.clock.monotonic(), False
         self._look()
         self._meet(jobs)
         for key in self._new_requests():
             self.state.request(self.folder.read(key)[0])
         view = self._view(jobs)
-        view.interrupted, view.now = self.interrupts > 0, self.interrupts > 1
+        if not self.executor.survives:
+            view.interrupted, view.now = self.interrupts > 0, self.interrupts > 1
         view.refused = self.clock.monotonic() < self._probe_at
         for story in self.state.unfinished.values():
             if story.outcome is None and story.attempts and (self._fresh or self._ended_or_vanished(story, jobs)):
@@ -340,6 +359,7 @@ class Controller:
         ended = story.ends.get(action.attempt)
         held = job.held_seconds if job is not None else ended.held_seconds if ended is not None else seconds
         self._record_outcome(story, action.attempt, kind, fitness, held, attempt.resources.gpus, action.digest)
+        self._accepted = True
 
     def _give_up(self, action: plan.GiveUp, view: plan.View) -> None:
         story = self.state.stories[action.candidate]
@@ -379,7 +399,8 @@ class Controller:
     def _start(self, attempt: Attempt, view: plan.View) -> None:
         if view.refused:
             return  # one probe is enough: the attempt stays open, and its job is created later
-        spec = JobSpec(attempt.job, self.folder.name, attempt.candidate, attempt.attempt, attempt.resources)
+        digest = self.folder.digest(attempt_key(attempt.candidate, attempt.attempt), attempt)
+        spec = JobSpec(attempt.job, self.folder.name, attempt.candidate, attempt.attempt, attempt.resources, digest)
         try:
             self.executor.start(spec)
         except Refused as refusal:
@@ -389,6 +410,8 @@ class Controller:
             log.warning("job refused run=%s job=%s reason=%s", self.folder.name, attempt.job, refusal)
             return
         self.refusal, self._refusals = None, 0
+        if self._accepted:
+            self.latencies.append(self.clock.monotonic() - self._observed)
         view.jobs[attempt.job] = Job(attempt.job, JobStatus.PENDING)
 
     def _answer(self, story: Story, attempt: int, view: plan.View) -> None:

@@ -16,6 +16,18 @@ class JobStatus(StrEnum):
     ENDED = "ended"
 
 
+class Waiting(StrEnum):
+    """Why a job is pending, in one word."""
+
+    STARTING = "starting"
+    UNSCHEDULABLE = "unschedulable"
+    QUOTA = "quota"
+    ADMISSION = "admission"
+    IMAGE = "image"
+    POD = "pod"
+    SUSPENDED = "suspended"
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One job as its executor sees it."""
@@ -25,10 +37,13 @@ class Job:
     reason: EndReason | None = None
     """Why it ended, where the platform says so; else the exit code decides."""
     message: str = ""
+    """What the platform says: of its end, or of its waiting."""
     exit_code: int | None = None
     node: str | None = None
     held_seconds: float = 0.0
     log: tuple[str, ...] = ()
+    waits: Waiting | None = None
+    """Why it is pending, where the platform tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +55,8 @@ class JobSpec:
     candidate: int
     attempt: int
     resources: Resources
+    digest: str
+    """SHA-256 of the record that decided on it."""
 
 
 class Refused(Exception):

@@ -9,31 +9,41 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING
 
 import psutil
 
+from pipeline import transfer
 from pipeline.clock import SystemClock
-from pipeline.config import Config, differences
+from pipeline.config import Config, differences, parse_config
 from pipeline.controller import Controller, Place
 from pipeline.directory import DirectoryStore, explain
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedRun, Overtaken
 from pipeline.executor import Executor
 from pipeline.inline import InlineExecutor
+from pipeline.plan import View
 from pipeline.processes import ProcessExecutor
 from pipeline.progress import Progress
 from pipeline.requests import request
 from pipeline.run import RunFolder
 from pipeline.status import word
-from pipeline.store import open_store
+from pipeline.store import Store, open_store
 from pipeline.worker import TRAINER
+from search.limits import Limits
 from search.records import Claim, Release, ReleaseReason, Run
 
+if TYPE_CHECKING:
+    from pipeline.metrics import Exporter
+
 log = logging.getLogger("hiernas.launch")
-PACE_SECONDS = 0.5
-"""Longest wait between two rounds; a worker that ends wakes the controller at once."""
+PACE_SECONDS = {"processes": 0.5, "inline": 0.5, "kubernetes": 2.0}
+"""Longest wait between two rounds; a local worker that ends wakes the controller at once."""
+LINGER_SECONDS = 45.0
+"""How long the last numbers stay up in a pod: more than a scrape interval."""
 
 
 def place() -> Place:
@@ -43,8 +53,11 @@ def place() -> Place:
     return Place(secrets.token_hex(16), f"{getpass.getuser()}@{host}", f"{host}/{os.getpid()}/{born:.3f}")
 
 
-def begin(config: Config, fresh: Run, folder: RunFolder) -> None:
-    """Create the run, or check that the one there is the same and take over changed limits as a request."""
+def begin(config: Config, fresh: Run, folder: RunFolder, before: Limits | None = None) -> None:
+    """Create the run, or check that the one there is the same and take over changed limits as a request.
+
+    `before`: the limits that were configured last; None: those of the last claim.
+    """
     there = folder.begin(fresh)
     changed = differences(there, fresh)
     if changed:
@@ -54,7 +67,8 @@ def begin(config: Config, fresh: Run, folder: RunFolder) -> None:
         )  # fmt: skip
     state = folder.load()
     last = next((record for record in reversed(state.controllers) if isinstance(record, Claim)), None)
-    if last is not None and (wanted := last.limits.differences(config.limits)):
+    before = before or (last.limits if last is not None else None)
+    if before is not None and (wanted := before.differences(config.limits)):
         # Only what was edited since the last start: a `hiernas set` in between stays in force.
         request(folder, wanted, None)
 
@@ -85,15 +99,33 @@ def alone(store: object, name: str, take_over: bool) -> Iterator[None]:
         yield
 
 
-def executor_for(config: Config, store_url: str, trainer: str = TRAINER) -> Executor:
+def executor_for(config: Config, run: Run, store_url: str, trainer: str = TRAINER) -> Executor:
     """Where the config's attempts run."""
+    if config.executor.kind == "kubernetes":
+        assert config.cluster is not None
+        made: Executor = _cluster_module().executor(run, store_url, config.cluster, SystemClock())
+        return made
     data_root = str(Path(config.data_root).absolute())
     if config.executor.kind == "inline":
         return InlineExecutor(open_store(store_url), data_root, trainer)
     return ProcessExecutor(store_url, data_root, trainer)
 
 
-def launch(config: Config, store_url: str, take_over: bool, lock: bool = True, trainer: str = TRAINER) -> ReleaseReason | None:
+def _cluster_module() -> ModuleType:
+    """pipeline.deploy; ConfigError where the Kubernetes client is not installed."""
+    try:
+        from pipeline import deploy
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"this needs the package {error.name!r}; install hiernas[cluster]") from error
+    return deploy
+
+
+def put_data(config: Config, store: Store, url: str) -> None:
+    """Bring the prepared data set to where pods fetch it."""
+    transfer.put(transfer.files_of(store, url), config.dataset(), Path(config.data_root) / config.data)
+
+
+def launch(config: Config, store_url: str, take_over: bool, lock: bool = True, trainer: str = TRAINER, metrics_port: int | None = None) -> ReleaseReason | None:
     """Run or continue the search in the foreground; returns why it ended."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     fresh = config.what(secrets.token_hex(16))  # before the store is made: a config that is refused leaves no trace
@@ -101,16 +133,85 @@ def launch(config: Config, store_url: str, take_over: bool, lock: bool = True, t
     folder = RunFolder(store, config.run)
     with alone(store, config.run, take_over or not lock):
         begin(config, fresh, folder)
-        executor = executor_for(config, store_url, trainer)
-        controller = Controller(folder, executor, SystemClock(), place(), config.limits, config.executor.resources(), take_over)
-        try:
-            with _interruptible(controller), Progress() as progress:
-                reason = controller.work(progress, PACE_SECONDS)
-                progress.finish(controller.state)
-        finally:
-            executor.close()
+        if config.executor.kind == "kubernetes":
+            put_data(config, store, store_url)
+        return _control(config, folder, store_url, place(), take_over, trainer, metrics_port)
+
+
+def launch_submitted(config: Config, store_url: str, metrics_port: int) -> ReleaseReason | None:
+    """The controller in its pod: `hiernas submit` has begun the run and asked for its limits. What a restart can't cure is reported, then waited out."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    from pipeline.metrics import CountedStore, Exporter
+
+    deploy = _cluster_module()
+    assert config.cluster is not None
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    exporter = None
+    try:
+        counted = CountedStore(open_store(store_url))
+        exporter = Exporter(config.run, counted)
+        exporter.serve(metrics_port)
+        where = deploy.place(secrets.token_hex(16), config.run, config.cluster) or place()
+        reason = _control(config, RunFolder(counted, config.run), store_url, where, False, TRAINER, None, exporter)
+        if reason is not ReleaseReason.INTERRUPTED:
+            stop.wait(LINGER_SECONDS)
+        return reason
+    except (ConfigError, DamagedRun, Overtaken) as error:
+        log.error("stopped, and a restart would not help: %s", error)
+        deploy.report(config.cluster, config.run, type(error).__name__, str(error))
+        stop.wait()
+        return ReleaseReason.INTERRUPTED
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if exporter is not None:
+            exporter.close()
+
+
+def _control(
+    config: Config, folder: RunFolder, store_url: str, where: Place, take_over: bool, trainer: str, metrics_port: int | None, exporter: "Exporter | None" = None
+) -> ReleaseReason | None:
+    executor = executor_for(config, folder.run, store_url, trainer)
+    controller = Controller(folder, executor, SystemClock(), where, config.limits, config.executor.resources(), take_over)
+    own = None
+    if exporter is None and metrics_port is not None:
+        from pipeline.metrics import Exporter
+
+        exporter = own = Exporter(config.run)
+        exporter.serve(metrics_port, "127.0.0.1")
+    try:
+        with _interruptible(controller), Progress() as progress:
+
+            def observe(controller: Controller, view: View) -> None:
+                progress(controller, view)
+                if exporter is not None:
+                    exporter(controller, view)
+
+            reason = controller.work(observe, PACE_SECONDS[config.executor.kind])
+            progress.finish(controller.state)
+    finally:
+        executor.close()
+        if own is not None:
+            own.close()
     print(closing(controller, reason), file=sys.stderr)
     return reason
+
+
+def submit(config: Config, text: str, store_url: str) -> str:
+    """Begin the run, or ask for its changed limits, and make its objects in the cluster; returns in a few words what was done."""
+    deploy = _cluster_module()
+    assert config.cluster is not None
+    fresh = config.what(secrets.token_hex(16))
+    store = open_store(store_url)
+    folder = RunFolder(store, config.run)
+    transfer.files_of(store, store_url)
+    api = deploy.Api()
+    before = deploy.submitted_config(api, config.run, config.cluster)
+    begin(config, fresh, folder, None if before is None else parse_config(before, "the config in the cluster").limits)
+    put_data(config, store, store_url)
+    done: str = deploy.apply(api, folder.run, store_url, config.cluster, text)
+    return done
 
 
 def closing(controller: Controller, reason: ReleaseReason | None) -> str:
@@ -121,7 +222,8 @@ def closing(controller: Controller, reason: ReleaseReason | None) -> str:
         "stopped": f"run {name!r} is stopped and stays so; `hiernas resume {name}`, then the same `hiernas run`, continues it",
         "halted": f"run {name!r} was halted: candidates failed by a bug of the program; `hiernas report {name} --out DIR` shows them. "
         f"After `hiernas resume {name}` it goes on",
-        "interrupted": f"run {name!r} was interrupted, nothing is lost; the same command continues it",
+        "interrupted": f"run {name!r} was interrupted, nothing is lost; the same command continues it"
+        + ("; its jobs go on in the cluster" if controller.executor.survives else ""),
     }.get(word(controller.state) if reason is None else reason.value, f"run {name!r}: nothing to do")
 
 
@@ -131,6 +233,9 @@ def _interruptible(controller: Controller) -> Iterator[None]:
 
     def interrupt(number: int, _: FrameType | None) -> None:
         controller.interrupts += 1 if number == signal.SIGINT else 2
+        if controller.executor.survives:
+            os.write(2, b"\nhiernas: this controller ends; jobs go on\n")
+            return
         told = ("waiting for what runs to finish; Ctrl-C again to end it now", "ending what runs now")[controller.interrupts > 1]
         os.write(2, f"\nhiernas: {told}\n".encode())
 

@@ -120,6 +120,10 @@ class RunFolder:
             raise SlotTaken(key)
         return sha256(data)
 
+    def digest(self, key: str, record: Record) -> str:
+        """SHA-256 of a record's bytes in its slot."""
+        return sha256(encode(record, key, self.run.run_id))
+
     def read(self, key: str) -> tuple[Any, str]:
         """The record in a slot and its SHA-256. DamagedRun when it is absent or not valid."""
         try:

@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import boto3
@@ -41,6 +42,8 @@ PAUSE_SECONDS = 0.2
 """Before the second try; four times as long before each one after it."""
 PARALLEL = 16
 """Reads at once where many objects are wanted: also the number of connections kept open."""
+PART_BYTES = 1024 * 1024
+"""Of a file, read at once."""
 PROBE = "create-only"
 """Object that a store is asked to overwrite before a search trusts it."""
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
@@ -176,10 +179,47 @@ class S3Store:
                 raise StoreUnavailable(f"store {self.url}: its list of {prefix!r} does not go on (no new continuation token)")
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
+    # -- files, which are no records: named by their content, so the first write is as good as any other
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Store the file's bytes unless the key is taken; at most 5 GiB."""
+        check_key(key)
+        with path.open("rb") as file:
+            md5 = base64.b64encode(hashlib.file_digest(file, _md5).digest()).decode()
+
+            def put() -> None:
+                file.seek(0)
+                self._client.put_object(Bucket=self.bucket, Key=self._prefix + key, Body=file, IfNoneMatch="*", ContentMD5=md5)
+
+            try:
+                self._ask("put", key, put)
+            except ClientError as error:
+                if _status(error) != 412:
+                    raise self._refused(key, error) from error
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Write what is stored there into a file; KeyError when absent."""
+        check_key(key)
+
+        def get() -> None:
+            found = self._client.get_object(Bucket=self.bucket, Key=self._prefix + key)
+            with found["Body"] as body, path.open("wb") as file:
+                for part in body.iter_chunks(PART_BYTES):
+                    file.write(part)
+            if path.stat().st_size != found.get("ContentLength"):
+                raise _Unsettled(f"{path.stat().st_size} bytes came of {found.get('ContentLength')}")
+
+        try:
+            self._ask("get", key, get)
+        except ClientError as error:
+            if _status(error) == 404 and _code(error) in _MISSING:
+                raise KeyError(key) from None
+            raise self._refused(key, error) from error
+
     # -- requests
 
     def _put(self, key: str, data: bytes) -> None:
-        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        digest = base64.b64encode(_md5(data).digest()).decode()
         self._client.put_object(Bucket=self.bucket, Key=self._prefix + key, Body=data, IfNoneMatch="*", ContentMD5=digest)
 
     def _get(self, key: str) -> bytes:
@@ -246,6 +286,10 @@ def _client(url: str) -> Any:
         )
     except (ProfileNotFound, InvalidConfigError, BotoCoreError, ValueError) as error:
         raise ConfigError(f"store {url}: {error}; the AWS environment decides (AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, ~/.aws/config)") from error
+
+
+def _md5(data: bytes = b"") -> Any:
+    return hashlib.md5(data, usedforsecurity=False)
 
 
 def _status(error: ClientError) -> int:

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from pipeline.answer import network
@@ -19,7 +20,7 @@ from pipeline.errors import DamagedRun, HiernasError, MachineFault, StoreUnavail
 from pipeline.run import RunFolder, SlotTaken, attempt_key, candidate_key, end_key, evaluation_key
 from pipeline.store import Store
 from search.graph import Graph, Unbuildable
-from search.records import Attempt, Candidate, Evaluation, Failure, FailureKind, Run
+from search.records import Attempt, Candidate, DataReference, Evaluation, Failure, FailureKind, Run
 
 TRAINER = "pipeline.trainer:train"
 """What workers run unless told otherwise; tests name others."""
@@ -49,14 +50,18 @@ Trainer = Callable[[Task], Evaluation]
 """Trains and returns an evaluation; a failure that is the candidate's own is an evaluation too. MachineFault otherwise."""
 
 
+Fetch = Callable[[DataReference, Path], None]
+"""Makes a data set ready under a folder. MachineFault or StoreUnavailable if it cannot."""
+
+
 def load_trainer(name: str) -> Trainer:
     """Import 'module:function'."""
     module, _, function = name.partition(":")
     return cast(Trainer, getattr(importlib.import_module(module), function))
 
 
-def work(store: Store, run: str, candidate: int, attempt: int, trainer: Callable[[], Trainer], data_root: str) -> int:
-    """Run one attempt to its evaluation and return the exit code."""
+def work(store: Store, run: str, candidate: int, attempt: int, trainer: Callable[[], Trainer], data_root: str, fetch: Fetch | None = None) -> int:
+    """Run one attempt to its evaluation and return the exit code. `fetch` makes the data set ready, where it is not."""
     started = time.monotonic()
     folder = RunFolder(store, run)
     try:
@@ -66,6 +71,8 @@ def work(store: Store, run: str, candidate: int, attempt: int, trainer: Callable
         if _superfluous(folder, candidate, attempt):
             log.info("nothing to do run=%s candidate=%d attempt=%d", run, candidate, attempt)
             return 0
+        if fetch is not None:
+            fetch(what.data, Path(data_root))
         evaluation = _evaluate(what, record, decision, trainer, data_root, started)
         return _write(folder, evaluation)
     except DamagedRun as error:

@@ -15,6 +15,7 @@ from search.records import (
     Candidate,
     Claim,
     End,
+    EndReason,
     Hierarchical,
     Outcome,
     OutcomeKind,
@@ -67,8 +68,13 @@ class Totals:
     """Sums over the history and the ends, kept as they come."""
 
     outcomes: dict[OutcomeKind, int] = field(default_factory=dict)
+    ends: dict[EndReason, int] = field(default_factory=dict)
     held_seconds: float = 0.0
     gpu_seconds: float = 0.0
+    useful_gpu_seconds: float = 0.0
+    """Of outcomes with a fitness."""
+    failed_gpu_seconds: float = 0.0
+    """Of the other outcomes."""
     bugs_since_resume: int = 0
 
     @property
@@ -151,6 +157,7 @@ class State:
         if record.attempt >= len(story.attempts):
             raise Inconsistent(f"end of attempt {record.attempt} of candidate {record.candidate}, which was never made")
         story.ends[record.attempt] = record
+        self.totals.ends[record.reason] = self.totals.ends.get(record.reason, 0) + 1
         if not (story.outcome and story.outcome.attempt == record.attempt):
             self._spend(record.held_seconds, record.gpu_seconds)
         self._settle(story)
@@ -183,7 +190,10 @@ class State:
         if ended is not None:  # history's figure replaces the end's
             self._spend(-ended.held_seconds, -ended.gpu_seconds)
         self._spend(record.held_seconds, record.gpu_seconds)
-        if record.fitness is not None:
+        if record.fitness is None:
+            self.totals.failed_gpu_seconds += record.gpu_seconds
+        else:
+            self.totals.useful_gpu_seconds += record.gpu_seconds
             self.past.population.append(Scored(record.candidate, record.fitness))
             if self.best is None or self.best.fitness is None or record.fitness > self.best.fitness:
                 self.best = record

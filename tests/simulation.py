@@ -353,12 +353,14 @@ class World:
 
     def served(self, controller: Controller, reason: ReleaseReason) -> None:
         """What people asked for before the release is known to whoever released (an interrupted one leaves it to the next)."""
+        if reason is ReleaseReason.INTERRUPTED:
+            return
         records = controller.state.controllers
         claims = {one.controller for one in records if isinstance(one, Claim) and one.incarnation == controller.place.incarnation}
         own = max(at for at, one in enumerate(records) if isinstance(one, Release) and one.stamp.controller in claims)
         release = self.landed[f"{NAME}/{controller_key(own)}"]
         asked = sum(step < release for key, step in self.landed.items() if "/control/" in key)
-        if reason is not ReleaseReason.INTERRUPTED and len(controller.state.requests) < asked:
+        if len(controller.state.requests) < asked:
             raise Broken(f"seed {self.seed}, step {self.steps}: released with {len(controller.state.requests)} of {asked} requests served")
 
     def followed(self, place: Place) -> None:
@@ -613,7 +615,7 @@ class Platform:
         elif blow == "duplicate" and running:
             self._worker(job)
         elif blow == "stranger":  # of this run's name, of no attempt in its folder: not ours to delete
-            self.create(JobSpec(STRANGER, NAME, 99, 0, Resources()))
+            self.create(JobSpec(STRANGER, NAME, 99, 0, Resources(), ""))
         elif blow == "resurrect":
             world.late_starts.append((world.now + world.random.uniform(0, 60), self, job.spec))
         elif running and blow in ("kill", "evict", "node", "memory"):

@@ -81,7 +81,7 @@ def test_a_wrong_command_suggests_the_right_one(capsys: pytest.CaptureFixture[st
 def test_a_command_like_no_other_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["xyzzy"])
-    assert "'xyzzy' is unknown; known: run, ls, status" in capsys.readouterr().err
+    assert "'xyzzy' is unknown; known: run, submit, ls, status" in capsys.readouterr().err
 
 
 def commands(one: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -47,6 +47,8 @@ def with_value(place: str, value: Any) -> dict[str, Any]:
             config["recipe"] = {"extends": "digits-small", key: value}
         case ["space", key]:
             config["space"] = {"name": "mine", "primitives": ["identity"], "levels": [{"motifs": 1, "nodes": 2}]} | {key: value}
+        case ["cluster", key]:
+            config["cluster"] = {"worker_image": "w", "controller_image": "c"} | {key: value}
         case [part, key]:
             config[part] = config.get(part, {}) | {key: value}
     return config

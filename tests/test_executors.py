@@ -57,11 +57,9 @@ class Bench:
         self.folder.create(candidate_key(candidate), record)
         job = job_name(self.folder.name, candidate, attempt)
         why = Why.RETRY if attempt else Why.FIRST
-        self.folder.create(
-            attempt_key(candidate, attempt),
-            Attempt(candidate, attempt, why, self.executor.name, job, resources, (), 0, Stamp("c" * 32, 0.0, 0, 0)),
-        )
-        return JobSpec(job, self.folder.name, candidate, attempt, resources)
+        decision = Attempt(candidate, attempt, why, self.executor.name, job, resources, (), 0, Stamp("c" * 32, 0.0, 0, 0))
+        digest = self.folder.create(attempt_key(candidate, attempt), decision)
+        return JobSpec(job, self.folder.name, candidate, attempt, resources, digest)
 
     def job(self, spec: JobSpec) -> Job:
         """The one job of that name, which must be there."""
@@ -425,7 +423,7 @@ from pipeline.executor import JobSpec, JobStatus
 from pipeline.processes import ProcessExecutor
 from search.records import Resources
 executor = ProcessExecutor(sys.argv[1], sys.argv[2], "torch_trainer:telling")
-executor.start(JobSpec("job", "real", 0, 0, Resources(threads=3)))
+executor.start(JobSpec("job", "real", 0, 0, Resources(threads=3), ""))
 while executor.jobs()[0].status is not JobStatus.ENDED:
     executor.wait(0.5)
 print(executor.jobs()[0].exit_code, "torch" in sys.modules, *executor.jobs()[0].log)

@@ -1,0 +1,149 @@
+"""A run's objects in a cluster: what `hiernas submit` applies, and the executor of a controller inside or outside of it.
+
+The run's Lease owns everything else. Applying again changes what differs: the ConfigMap in place, the controller's Job by a new
+one; worker Jobs are left alone, whoever controls them.
+"""
+
+import hashlib
+import json
+import os
+import time
+from importlib.metadata import version
+from typing import Any
+
+from pipeline import labels, manifest
+from pipeline.api import ACCOUNT, Api, ApiRefusal
+from pipeline.clock import Clock
+from pipeline.cluster import ClusterConfig
+from pipeline.controller import Place
+from pipeline.errors import ConfigError, ExecutorUnavailable, HiernasError, Overtaken
+from pipeline.kubernetes import KubernetesExecutor, explain_refusal
+from search.records import Run
+
+Object = dict[str, Any]
+LEASE_VARIABLE, POD_VARIABLE = "HIERNAS_LEASE_UID", "HIERNAS_POD_UID"
+REPLACE_SECONDS = 60.0
+"""How long the old controller's Job may take to disappear."""
+
+
+def executor(run: Run, store: str, cluster: ClusterConfig, clock: Clock) -> KubernetesExecutor:
+    """The executor of a controller: in its pod under the Lease that it was submitted with, outside under one that it makes if need be."""
+    api = Api()
+    uid = os.environ.get(LEASE_VARIABLE) or _lease(api, run, store, cluster)
+    return KubernetesExecutor(api, manifest.Origin(run.name, run.run_id, store, uid, version("hiernas")), cluster, clock)
+
+
+def place(nonce: str, run: str, cluster: ClusterConfig) -> Place | None:
+    """A controller pod: the same run on the same cluster takes over from itself silently. None outside of a pod."""
+    pod = os.environ.get(POD_VARIABLE)
+    if not pod:
+        return None
+    authority = hashlib.sha256((ACCOUNT / "ca.crt").read_bytes()).hexdigest()[:12]
+    return Place(nonce, f"{cluster.namespace}/{run}@cluster-{authority}", f"{os.environ.get(LEASE_VARIABLE)}/{pod}")
+
+
+def _path(cluster: ClusterConfig, kind: str, name: str = "") -> str:
+    group = {"leases": "apis/coordination.k8s.io/v1", "jobs": "apis/batch/v1"}.get(kind, "api/v1")
+    return f"/{group}/namespaces/{cluster.namespace}/{kind}" + (f"/{name}" if name else "")
+
+
+def _get(api: Api, path: str, cluster: ClusterConfig) -> Object | None:
+    try:
+        return api.get(path)
+    except ApiRefusal as refusal:
+        if refusal.status == 404:
+            return None
+        raise HiernasError(explain_refusal(refusal, cluster)) from refusal
+
+
+def _create(api: Api, path: str, body: Object, cluster: ClusterConfig, **query: str) -> Object:
+    try:
+        return api.create(path, body, **query)
+    except ApiRefusal as refusal:
+        raise HiernasError(f"{body['kind']} {body['metadata']['name']}: {explain_refusal(refusal, cluster)}") from refusal
+
+
+def _lease(api: Api, run: Run, store: str, cluster: ClusterConfig) -> str:
+    """UID of the run's Lease, made if there is none; ConfigError if that name belongs to another run."""
+    name = labels.lease_name(run.name)
+    there = _get(api, _path(cluster, "leases", name), cluster)
+    if there is None:
+        there = _create(api, _path(cluster, "leases"), manifest.lease(run.name, run.run_id, store, cluster.namespace, version("hiernas")), cluster)
+    found = there["metadata"].get("annotations") or {}
+    if (found.get(labels.RUN_ID), found.get(labels.STORE)) != (run.run_id, store):
+        raise ConfigError(
+            f"namespace {cluster.namespace!r} has a run {run.name!r} already, another one: in store {found.get(labels.STORE)!r}, id {found.get(labels.RUN_ID)!r}; "
+            f"this one is in {store!r}, id {run.run_id!r}. Use another name or namespace, or remove that run from the cluster: "
+            f"kubectl -n {cluster.namespace} delete lease {name}"
+        )
+    return str(there["metadata"]["uid"])
+
+
+def objects(run: Run, store: str, cluster: ClusterConfig, config: str, lease_uid: str) -> list[Object]:
+    """What a run's controller consists of: its ConfigMap and its Job."""
+    origin = manifest.Origin(run.name, run.run_id, store, lease_uid, version("hiernas"))
+    settings = manifest.config_map(config, origin, cluster.namespace)
+    job = manifest.controller_job(origin, cluster, "")
+    return [settings, manifest.controller_job(origin, cluster, _digest([settings["data"], job]))]
+
+
+def _digest(what: object) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def submitted_config(api: Api, run: str, cluster: ClusterConfig) -> str | None:
+    """The config that the controller in the cluster was given last; None if there is none."""
+    there = _get(api, _path(cluster, "configmaps", labels.controller_name(run)), cluster)
+    return None if there is None else str((there.get("data") or {}).get("config.yaml") or "")
+
+
+def apply(api: Api, run: Run, store: str, cluster: ClusterConfig, config: str) -> str:
+    """Make the cluster as `objects` say; returns in a few words what was done."""
+    settings, job = objects(run, store, cluster, config, _lease(api, run, store, cluster))
+    settings_path, job_path = _path(cluster, "configmaps"), _path(cluster, "jobs")
+    name = job["metadata"]["name"]
+    there = _get(api, f"{settings_path}/{name}", cluster)
+    if there is None:
+        _create(api, settings_path, settings, cluster)
+    elif there.get("data") != settings["data"]:
+        api.replace(f"{settings_path}/{name}", settings)
+    old = _get(api, f"{job_path}/{name}", cluster)
+    if old is None:
+        _create(api, job_path, job, cluster)
+        return "its controller is started"
+    done = any(one.get("type") == "Complete" and one.get("status") == "True" for one in (old.get("status") or {}).get("conditions") or [])
+    if (old["metadata"].get("annotations") or {}).get(labels.CONFIG_DIGEST) == job["metadata"]["annotations"][labels.CONFIG_DIGEST] and not done:
+        return "its controller runs as it is"
+    api.delete(f"{job_path}/{name}", old["metadata"]["uid"])
+    until = time.monotonic() + REPLACE_SECONDS
+    while True:
+        try:
+            api.create(job_path, job)
+            return "its controller is started again" if done else "its controller is replaced; running workers go on"
+        except ApiRefusal as refusal:
+            if refusal.reason != "AlreadyExists" or time.monotonic() > until:
+                raise HiernasError(f"Job {name}: {explain_refusal(refusal, cluster)}") from refusal
+            time.sleep(0.5)
+
+
+def report(cluster: ClusterConfig, run: str, reason: str, message: str) -> None:
+    """An Event on the run's Lease: what a person should see who looks at the cluster. Best effort: it never fails."""
+    uid = os.environ.get(LEASE_VARIABLE, "")
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    event: Object = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{run}-", "namespace": cluster.namespace},
+        "involvedObject": {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "name": labels.lease_name(run), "namespace": cluster.namespace, "uid": uid},
+        "reason": reason,
+        "message": message[:1000],
+        "type": "Warning",
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+        "source": {"component": "hiernas-controller"},
+    }
+    try:
+        Api().create(_path(cluster, "events"), event)
+    except (ApiRefusal, ExecutorUnavailable, ConfigError, Overtaken):
+        return

@@ -1,0 +1,218 @@
+"""What is created in a cluster, as plain data: pure functions of config and records (golden files in tests/golden)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import labels
+from pipeline.cluster import ClusterConfig
+from pipeline.executor import JobSpec
+from search.records import Resources
+
+Object = dict[str, Any]
+DATA_ROOT = "/data"
+"""Where workers find the prepared data set: mounted there (`cluster.worker_pod`), else fetched from the store."""
+CONFIG_FOLDER = "/etc/hiernas"
+METRICS_PORT = 9090
+GRACE_SECONDS = 30
+DAY_SECONDS = 86_400
+LOST_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What every object of a run in a cluster says of itself."""
+
+    run: str
+    run_id: str
+    store: str
+    lease_uid: str
+    """UID of the run's Lease: deleting it removes all of the run from the cluster, and nothing from the store."""
+    version: str
+
+
+def overlay(base: Any, patch: Any) -> Any:
+    """`patch` laid over `base`: mappings key by key (null removes), lists of named mappings by name, the rest replaced."""
+    if isinstance(base, dict) and isinstance(patch, dict):
+        merged = {key: value for key, value in base.items() if patch.get(key, 0) is not None}
+        return merged | {key: overlay(base.get(key), value) for key, value in patch.items() if value is not None}
+    if isinstance(base, list) and isinstance(patch, list) and all(isinstance(one, dict) and "name" in one for one in base + patch):
+        given = {one["name"]: one for one in patch}
+        kept = [overlay(one, given.pop(one["name"], {})) for one in base]
+        return kept + list(given.values())
+    return patch
+
+
+def _metadata(origin: Origin, name: str, namespace: str, component: str) -> Object:
+    return {
+        "name": name,
+        "namespace": namespace,
+        "labels": labels.common(origin.run, component, origin.version),
+        "annotations": {labels.RUN_ID: origin.run_id, labels.STORE: origin.store},
+        "ownerReferences": [owner(origin)],
+    }
+
+
+def owner(origin: Origin) -> Object:
+    """A plain reference to the run's Lease; not a controller's: nobody adopts or blocks anything."""
+    return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "name": labels.lease_name(origin.run), "uid": origin.lease_uid}
+
+
+def lease(run: str, run_id: str, store: str, namespace: str, version: str) -> Object:
+    """The owner of everything."""
+    return {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {
+            "name": labels.lease_name(run),
+            "namespace": namespace,
+            "labels": labels.common(run, "run", version),
+            "annotations": {labels.RUN_ID: run_id, labels.STORE: store},
+        },
+        "spec": {},
+    }
+
+
+def _security() -> Object:
+    """What Pod Security 'restricted' asks of a container, and a root file system that nobody writes to."""
+    return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+def _pod_security() -> Object:
+    return {"runAsNonRoot": True, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def _environment(cluster: ClusterConfig, fixed: dict[str, str]) -> Object:
+    found: Object = {"env": [{"name": name, "value": value} for name, value in (fixed | cluster.environment).items()]}
+    if cluster.store_secret is not None:
+        found["envFrom"] = [{"secretRef": {"name": cluster.store_secret}}]
+    return found
+
+
+def _resources(resources: Resources, cluster: ClusterConfig) -> Object:
+    """Processors are asked for, never capped: a cap only makes a training slower. Memory and GPUs are bounds."""
+    requests: dict[str, str] = {"cpu": str(resources.threads)}
+    limits: dict[str, str] = {}
+    if resources.memory_bytes is not None:
+        requests["memory"] = limits["memory"] = str(resources.memory_bytes)
+    if resources.gpus:
+        requests[cluster.gpu_resource] = limits[cluster.gpu_resource] = str(resources.gpus)
+    return {"requests": requests} | ({"limits": limits} if limits else {})
+
+
+def worker_job(spec: JobSpec, origin: Origin, cluster: ClusterConfig) -> Object:
+    """The Job of one attempt: one pod, tried once, never anything that its record did not decide."""
+    metadata = _metadata(origin, spec.name, cluster.namespace, labels.WORKER)
+    metadata["labels"] |= {labels.CANDIDATE: str(spec.candidate), labels.ATTEMPT: str(spec.attempt)}
+    metadata["annotations"][labels.DIGEST] = spec.digest
+    if cluster.queue is not None:
+        metadata["labels"][labels.QUEUE] = cluster.queue
+    scratch = {"emptyDir": {"sizeLimit": f"{math.ceil(cluster.scratch_gib * 1024)}Mi"}}
+    numbers = ["--run", spec.run, "--candidate", str(spec.candidate), "--attempt", str(spec.attempt)]
+    pod: Object = {
+        "metadata": {
+            "labels": metadata["labels"],
+            "annotations": metadata["annotations"] | labels.STAY | {"kubectl.kubernetes.io/default-container": labels.WORKER},
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "serviceAccountName": cluster.worker_account,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": GRACE_SECONDS,
+            "securityContext": _pod_security(),
+            "tolerations": [{"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": cluster.unreachable_seconds} for key in LOST_NODE],
+            "containers": [
+                {
+                    "name": labels.WORKER,
+                    "image": cluster.worker_image,
+                    "args": ["worker", "--store", origin.store, *numbers, "--data-root", DATA_ROOT, "--fetch"],
+                    **_environment(cluster, {"HOME": "/tmp", "OMP_NUM_THREADS": str(spec.resources.threads)}),  # noqa: S108
+                    "resources": _resources(spec.resources, cluster),
+                    "securityContext": _security(),
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
+                    "volumeMounts": [{"name": "data", "mountPath": DATA_ROOT}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
+                }
+            ],
+            "volumes": [{"name": "data", **scratch}, {"name": "tmp", **scratch}],
+        },
+    }
+    if spec.resources.time_limit_seconds is not None:
+        # On the pod, not on the Job: this clock starts when a node has the pod, so waiting costs a candidate nothing.
+        pod["spec"]["activeDeadlineSeconds"] = math.ceil(spec.resources.time_limit_seconds) + cluster.start_seconds
+    job: Object = {
+        "backoffLimit": 0,
+        "ttlSecondsAfterFinished": DAY_SECONDS,  # a broom only: the controller deletes what it has recorded
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {
+            # Ends the Job with a reason that says "disrupted" even when the pod is gone.
+            "rules": [{"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+        },
+        "template": overlay(pod, cluster.worker_pod),
+    }
+    if cluster.queue is not None:
+        job["suspend"] = True  # the queue lets it run
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}
+
+
+def config_map(config: str, origin: Origin, namespace: str) -> Object:
+    """The config as it was submitted, for the controller."""
+    metadata = _metadata(origin, labels.controller_name(origin.run), namespace, labels.CONTROLLER)
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"config.yaml": config}}
+
+
+def controller_job(origin: Origin, cluster: ClusterConfig, digest: str) -> Object:
+    """The controller: a Job, because a search ends. Restarted for ever: what a restart can't cure, the process itself reports and waits."""
+    metadata = _metadata(origin, labels.controller_name(origin.run), cluster.namespace, labels.CONTROLLER)
+    metadata["annotations"][labels.CONFIG_DIGEST] = digest
+    probe = {"httpGet": {"path": "/healthz", "port": "metrics"}, "periodSeconds": 20, "failureThreshold": 6, "timeoutSeconds": 5}
+    pod: Object = {
+        "metadata": {
+            "labels": metadata["labels"],
+            "annotations": metadata["annotations"] | labels.STAY | {"kubectl.kubernetes.io/default-container": labels.CONTROLLER},
+        },
+        "spec": {
+            "restartPolicy": "OnFailure",
+            "serviceAccountName": cluster.controller_account,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": GRACE_SECONDS,
+            "securityContext": _pod_security(),
+            "tolerations": [{"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30} for key in LOST_NODE],
+            "containers": [
+                {
+                    "name": labels.CONTROLLER,
+                    "image": cluster.controller_image,
+                    "args": [
+                        "run",
+                        f"{CONFIG_FOLDER}/config.yaml",
+                        "--store",
+                        origin.store,
+                        "--executor",
+                        "kubernetes",
+                        "--submitted",
+                        "--metrics-port",
+                        str(METRICS_PORT),
+                    ],
+                    **_environment(cluster, {"HOME": "/tmp", "HIERNAS_LEASE_UID": origin.lease_uid}),  # noqa: S108
+                    "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
+                    "livenessProbe": probe,
+                    "startupProbe": probe | {"failureThreshold": 30},
+                    "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
+                    "securityContext": _security(),
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
+                    "volumeMounts": [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
+                }
+            ],
+            "volumes": [
+                {"name": "config", "configMap": {"name": labels.controller_name(origin.run)}},
+                {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
+            ],
+        },
+    }
+    pod["spec"]["containers"][0]["env"].append({"name": "HIERNAS_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {"backoffLimit": 1_000_000, "template": overlay(pod, cluster.controller_pod)},
+    }

@@ -1,0 +1,198 @@
+"""What a Job and its pods say of an attempt: pure functions of what the API server answers (DESIGN, 'Whose fault').
+
+One sentence decides: if the worker was well, it wrote; if nothing is written, the platform took it. So this reads how the
+platform did, never how the candidate did. Unknown or missing fields never stop a search: what is not understood waits.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pipeline.executor import Job, JobStatus, Waiting
+from search.records import EndReason
+
+Object = dict[str, Any]
+MAX_MESSAGE = 1000
+LOG_LINES = 20
+SLACK_SECONDS = 5.0
+_IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable"})
+_BROKEN = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"})
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the controller itself remembers of a job."""
+
+    held_before: float = 0.0
+    """GPU holding time of pods that are gone, in seconds."""
+    terminating: float | None = None
+    """How long its pod has been terminating, by the controller's clock."""
+
+
+def job(found: Object, pods: Sequence[Object], now: float, unreachable_seconds: float, seen: Seen, refusals: Sequence[str] = ()) -> Job:
+    """One job. `now`: seconds since 1970; `refusals`: messages of FailedCreate events of the Job, the newest last."""
+    name = str(_at(found, "metadata", "name"))
+    pod = max(pods, key=lambda one: str(_at(one, "metadata", "creationTimestamp") or ""), default=None)
+    held = seen.held_before + (held_seconds(pod, now) if pod is not None else 0.0)
+    node = _text(pod, "spec", "nodeName") or None
+    code, told = _exit(pod)
+    ended = _ended(found, pod, code, unreachable_seconds, seen)
+    if ended is not None:
+        reason, message = ended
+        log = tuple(told.splitlines()[-LOG_LINES:])
+        return Job(name, JobStatus.ENDED, reason, _cut(message or _last(told)), code, node, held, log)
+    if pod is not None and _phase(pod) == "Running" and any("running" in (one.get("state") or {}) for one in _containers(pod)):
+        return Job(name, JobStatus.RUNNING, node=node, held_seconds=held)
+    waits, message = _waits(found, pod, refusals)
+    return Job(name, JobStatus.PENDING, message=_cut(message), node=node, held_seconds=held, waits=waits)
+
+
+def held_seconds(pod: Object, now: float) -> float:
+    """How long a pod has held its node's resources, from its start there to its end."""
+    start = _time(_at(pod, "status", "startTime"))
+    if start is None:
+        return 0.0
+    ends = [_time(_at(one, "state", "terminated", "finishedAt")) for one in _containers(pod)]
+    known = [end for end in ends if end is not None]
+    end = max(known) if known and len(known) == len(ends) else now
+    return max(0.0, end - start)
+
+
+def _ended(found: Object, pod: Object | None, code: int | None, unreachable_seconds: float, seen: Seen) -> tuple[EndReason | None, str] | None:
+    """Reason (None: the exit code decides) and message of a job that has ended; None while it has not."""
+    conditions = {str(one.get("type")): one for one in _list(found, "status", "conditions") if one.get("status") == "True"}
+    disrupted = _disruption(pod)
+    if "Complete" in conditions or "SuccessCriteriaMet" in conditions:
+        return None, ""
+    failed = conditions.get("Failed") or conditions.get("FailureTarget")
+    if failed is not None:
+        reason, message = str(failed.get("reason") or ""), str(failed.get("message") or "")
+        if reason == "PodFailurePolicy" or disrupted is not None:
+            return EndReason.DISRUPTED, disrupted or message
+        if reason == "DeadlineExceeded":
+            return EndReason.DEADLINE, message
+        return _of_pod(pod, code, message)
+    if _text(found, "metadata", "deletionTimestamp"):
+        return EndReason.GONE, "the Job is being deleted, by somebody else than the controller"
+    if pod is not None and seen.terminating is not None:
+        grace = float(_at(pod, "metadata", "deletionGracePeriodSeconds") or 0)
+        # A pod that the taint manager deletes was on a silent node for `unreachable_seconds` already: that is its toleration.
+        patience = SLACK_SECONDS if (disrupted or "").startswith("DeletionByTaintManager") else unreachable_seconds
+        if seen.terminating > grace + patience:
+            where = _text(pod, "spec", "nodeName") or "its node"
+            return EndReason.NODE_LOST, f"node {where} is silent: the pod should have ended {seen.terminating - grace:.0f} s ago ({disrupted or 'deleted'})"
+    return None
+
+
+def _of_pod(pod: Object | None, code: int | None, message: str) -> tuple[EndReason | None, str]:
+    """Why a Job failed whose own condition only says that its pod did."""
+    if pod is None:
+        return EndReason.GONE, f"its pod was deleted ({message})" if message else "its pod was deleted"
+    if _text(pod, "status", "reason") == "DeadlineExceeded":
+        return EndReason.DEADLINE, _text(pod, "status", "message") or "the pod ran longer than its deadline"
+    if any(_text(one, "state", "terminated", "reason") == "OOMKilled" for one in _containers(pod)):
+        return EndReason.MEMORY, "the container used more memory than its limit (OOMKilled)"
+    if _text(pod, "status", "reason") in ("Evicted", "Preempting", "NodeShutdown", "Terminated", "NodeLost", "Shutdown"):
+        return EndReason.DISRUPTED, _text(pod, "status", "message")
+    if code is None or code == 0:
+        return EndReason.GONE if _text(pod, "metadata", "deletionTimestamp") else EndReason.KILLED, _text(pod, "status", "message") or message
+    return None, ""
+
+
+def _disruption(pod: Object | None) -> str | None:
+    """What the pod's condition DisruptionTarget says; None if it has none."""
+    for one in _list(pod, "status", "conditions"):
+        if one.get("type") == "DisruptionTarget" and one.get("status") == "True":
+            return f"{one.get('reason')}: {one.get('message')}"
+    return None
+
+
+def _exit(pod: Object | None) -> tuple[int | None, str]:
+    """Exit code and last lines of the container that has ended."""
+    for one in _containers(pod):
+        ended = _at(one, "state", "terminated")
+        if isinstance(ended, dict) and isinstance(ended.get("exitCode"), int):
+            return ended["exitCode"], str(ended.get("message") or "")
+    return None, ""
+
+
+def _waits(found: Object, pod: Object | None, refusals: Sequence[str]) -> tuple[Waiting, str]:
+    """Why a job does not run yet, and what the platform says of it."""
+    if _at(found, "spec", "suspend") is True:
+        return Waiting.SUSPENDED, "the Job is suspended"
+    if pod is None:
+        if refusals:
+            return (Waiting.QUOTA if "exceeded quota" in refusals[-1] else Waiting.ADMISSION), refusals[-1]
+        return Waiting.STARTING, "its pod is not created yet"
+    for one in _containers(pod):
+        waiting = _at(one, "state", "waiting")
+        reason = str((waiting or {}).get("reason") or "")
+        if reason in _IMAGE:
+            return Waiting.IMAGE, f"{one.get('image')}: {(waiting or {}).get('message') or reason}"
+        if reason in _BROKEN:
+            return Waiting.POD, f"{reason}: {(waiting or {}).get('message')}"
+    for condition in _list(pod, "status", "conditions"):
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return Waiting.UNSCHEDULABLE, str(condition.get("message") or condition.get("reason") or "")
+    return Waiting.STARTING, "its pod is starting"
+
+
+# -- reading what may be missing
+
+
+def _at(found: Any, *path: str) -> Any:
+    for key in path:
+        if not isinstance(found, dict):
+            return None
+        found = found.get(key)
+    return found
+
+
+def _text(found: Any, *path: str) -> str:
+    return str(_at(found, *path) or "")
+
+
+def _list(found: Any, *path: str) -> list[Object]:
+    value = _at(found, *path)
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _containers(pod: Object | None) -> list[Object]:
+    return _list(pod, "status", "containerStatuses")
+
+
+def _phase(pod: Object) -> str:
+    return _text(pod, "status", "phase")
+
+
+def _time(value: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(str(value)).timestamp() if value else None
+    except ValueError:
+        return None
+
+
+def _last(told: str) -> str:
+    return next((line for line in reversed(told.splitlines()) if line.strip()), "")
+
+
+def _cut(message: str) -> str:
+    one = re.sub(r"\s+", " ", message).strip()
+    return one if len(one) <= MAX_MESSAGE else one[: MAX_MESSAGE - 1] + "…"
+
+
+def by_job(pods: Sequence[Object]) -> dict[str, list[Object]]:
+    """Pods under the UID of the Job that owns each."""
+    found: dict[str, list[Object]] = {}
+    for pod in pods:
+        for uid in _owners(pod):
+            found.setdefault(uid, []).append(pod)
+    return found
+
+
+def _owners(pod: Object) -> Iterator[str]:
+    for one in _list(pod, "metadata", "ownerReferences"):
+        if one.get("kind") == "Job":
+            yield str(one.get("uid"))
