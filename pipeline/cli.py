@@ -16,7 +16,7 @@ from pipeline.run import RunFolder
 from pipeline.status import story, summary
 from pipeline.store import Store, open_store
 from search.limits import Desire
-from search.records import RUN_NAME, ReleaseReason
+from search.records import RUN_NAME, Claim, ReleaseReason
 
 DEFAULT_STORE = "runs"
 
@@ -112,9 +112,24 @@ def _status(arguments: argparse.Namespace) -> int:
             print(json.dumps(found), flush=True)
         else:
             _print_status(found)
+        if arguments.why:
+            _print_why(folder, arguments.namespace)
         if not arguments.watch or found["state"] in ("finished", "stopped", "halted"):
             return 0
         time.sleep(2)
+
+
+def _print_why(folder: RunFolder, namespace: str | None) -> None:
+    try:
+        from pipeline.api import Api
+        from pipeline.why import why
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--why needs the package {error.name!r}; install hiernas[cluster]") from error
+    state = folder.load()
+    owner = next((one.owner for one in reversed(state.controllers) if isinstance(one, Claim)), "")
+    of_pod = owner.partition("/")[0] if "@cluster-" in owner else None
+    for line in why(state, namespace or of_pod or "hiernas", Api(), time.time()):
+        print(f"why               {line}", flush=True)
 
 
 def _print_status(found: dict[str, object]) -> None:
@@ -235,6 +250,7 @@ replaced, running workers go on. KUBECONFIG says which cluster; docs/config.md, 
   hiernas status demo
   hiernas status demo --watch
   hiernas status demo --json
+  hiernas status demo --why
 
 `evaluated` counts every outcome, failed and reused ones too; `in flight` are candidates without an outcome.""",
     "show": """
@@ -337,6 +353,8 @@ def parser() -> argparse.ArgumentParser:
     add("ls", _ls, "List the runs of a store.", run=False).add_argument("--json", action="store_true", help="for scripts")
     status = add("status", _status, "Say where a run stands, from its records.")
     status.add_argument("--json", action="store_true", help="for scripts")
+    status.add_argument("--why", action="store_true", help="also say why something waits in the cluster, and what to do (needs a kubeconfig)")
+    status.add_argument("--namespace", metavar="NAME", help="where --why looks (default: where the controller is, else hiernas)")
     status.add_argument("--watch", action="store_true", help="again every 2 seconds until it has ended")
     add("show", _show, "Tell one candidate's whole story.").add_argument("candidate", type=int, metavar="N", help="index of the candidate")
     add("set", _request(None), "Change limits of a run, while it runs or before it goes on.").add_argument(

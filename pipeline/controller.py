@@ -77,9 +77,11 @@ class Controller:
         limits: Limits,
         resources: Resources,
         take_over: bool = False,
+        tell: Callable[[str, str], None] = lambda _, __: None,
     ) -> None:
         self.folder, self.executor, self.clock, self.place = folder, executor, clock, place
         self.limits, self.resources, self.take_over = limits, resources, take_over
+        self._tell = tell  # what keeps it from working, in one word and a sentence, for whoever looks at the platform
         self.state = State(folder.run)
         self.interrupts = 0
         """Ctrl-C so far: 1 drains, 2 ends what runs."""
@@ -220,6 +222,7 @@ class Controller:
                     raise
                 failures += 1
                 log.warning("not available, trying again run=%s error=%s", self.folder.name, error)
+                self._tell("Unavailable", str(error))
                 self._sleep(self._back_off(pace_seconds, failures))
 
     def _back_off(self, shortest: float, failures: int) -> float:
@@ -408,6 +411,7 @@ class Controller:
             self._refusals += 1
             self._probe_at = self.clock.monotonic() + self._back_off(1.0, self._refusals)
             log.warning("job refused run=%s job=%s reason=%s", self.folder.name, attempt.job, refusal)
+            self._tell("Refused", f"the cluster refuses to create job {attempt.job}: {refusal}")
             return
         self.refusal, self._refusals = None, 0
         if self._accepted:

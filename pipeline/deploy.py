@@ -6,6 +6,7 @@ one; worker Jobs are left alone, whoever controls them.
 
 import hashlib
 import json
+import logging
 import os
 import time
 from importlib.metadata import version
@@ -16,12 +17,14 @@ from pipeline.api import ACCOUNT, Api, ApiRefusal
 from pipeline.clock import Clock
 from pipeline.cluster import ClusterConfig
 from pipeline.controller import Place
-from pipeline.errors import ConfigError, ExecutorUnavailable, HiernasError, Overtaken
+from pipeline.errors import ConfigError, ExecutorUnavailable, HiernasError
 from pipeline.kubernetes import KubernetesExecutor, explain_refusal
 from search.records import Run
 
 Object = dict[str, Any]
+log = logging.getLogger("hiernas.deploy")
 LEASE_VARIABLE, POD_VARIABLE = "HIERNAS_LEASE_UID", "HIERNAS_POD_UID"
+REPORT_SECONDS = 300.0
 REPLACE_SECONDS = 60.0
 """How long the old controller's Job may take to disappear."""
 
@@ -126,24 +129,41 @@ def apply(api: Api, run: Run, store: str, cluster: ClusterConfig, config: str) -
             time.sleep(0.5)
 
 
-def report(cluster: ClusterConfig, run: str, reason: str, message: str) -> None:
-    """An Event on the run's Lease: what a person should see who looks at the cluster. Best effort: it never fails."""
-    uid = os.environ.get(LEASE_VARIABLE, "")
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    event: Object = {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"generateName": f"{run}-", "namespace": cluster.namespace},
-        "involvedObject": {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "name": labels.lease_name(run), "namespace": cluster.namespace, "uid": uid},
-        "reason": reason,
-        "message": message[:1000],
-        "type": "Warning",
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-        "source": {"component": "hiernas-controller"},
-    }
-    try:
-        Api().create(_path(cluster, "events"), event)
-    except (ApiRefusal, ExecutorUnavailable, ConfigError, Overtaken):
-        return
+class Reporter:
+    """Events on the run's Lease: what a person should see who looks at the cluster. Best effort: it never fails."""
+
+    def __init__(self, cluster: ClusterConfig, run: str) -> None:
+        self._cluster, self._run = cluster, run
+        self._told: dict[str, float] = {}
+
+    def __call__(self, reason: str, message: str) -> None:
+        """Report in one word and a sentence; the same again only after some minutes."""
+        now = time.monotonic()
+        if now - self._told.get(message, -REPORT_SECONDS) < REPORT_SECONDS:
+            return
+        self._told = {message: now}
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        lease = {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "name": labels.lease_name(self._run),
+            "namespace": self._cluster.namespace,
+            "uid": os.environ.get(LEASE_VARIABLE, ""),
+        }
+        event: Object = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{self._run}-", "namespace": self._cluster.namespace},
+            "involvedObject": lease,
+            "reason": reason,
+            "message": message[:1000],
+            "type": "Warning",
+            "firstTimestamp": at,
+            "lastTimestamp": at,
+            "count": 1,
+            "source": {"component": "hiernas-controller"},
+        }
+        try:
+            Api().create(_path(self._cluster, "events"), event)
+        except (ApiRefusal, ExecutorUnavailable, ConfigError) as error:
+            log.warning("no event could be written reason=%s error=%s", reason, error)

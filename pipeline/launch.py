@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
@@ -145,6 +145,7 @@ def launch_submitted(config: Config, store_url: str, metrics_port: int) -> Relea
 
     deploy = _cluster_module()
     assert config.cluster is not None
+    tell = deploy.Reporter(config.cluster, config.run)
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     exporter = None
@@ -153,13 +154,13 @@ def launch_submitted(config: Config, store_url: str, metrics_port: int) -> Relea
         exporter = Exporter(config.run, counted)
         exporter.serve(metrics_port)
         where = deploy.place(secrets.token_hex(16), config.run, config.cluster) or place()
-        reason = _control(config, RunFolder(counted, config.run), store_url, where, False, TRAINER, None, exporter)
+        reason = _control(config, RunFolder(counted, config.run), store_url, where, False, TRAINER, None, exporter, tell)
         if reason is not ReleaseReason.INTERRUPTED:
             stop.wait(LINGER_SECONDS)
         return reason
     except (ConfigError, DamagedRun, Overtaken) as error:
         log.error("stopped, and a restart would not help: %s", error)
-        deploy.report(config.cluster, config.run, type(error).__name__, str(error))
+        tell(type(error).__name__, str(error))
         stop.wait()
         return ReleaseReason.INTERRUPTED
     finally:
@@ -170,10 +171,18 @@ def launch_submitted(config: Config, store_url: str, metrics_port: int) -> Relea
 
 
 def _control(
-    config: Config, folder: RunFolder, store_url: str, where: Place, take_over: bool, trainer: str, metrics_port: int | None, exporter: "Exporter | None" = None
+    config: Config,
+    folder: RunFolder,
+    store_url: str,
+    where: Place,
+    take_over: bool,
+    trainer: str,
+    metrics_port: int | None,
+    exporter: "Exporter | None" = None,
+    tell: Callable[[str, str], None] = lambda _, __: None,
 ) -> ReleaseReason | None:
     executor = executor_for(config, folder.run, store_url, trainer)
-    controller = Controller(folder, executor, SystemClock(), where, config.limits, config.executor.resources(), take_over)
+    controller = Controller(folder, executor, SystemClock(), where, config.limits, config.executor.resources(), take_over, tell)
     own = None
     if exporter is None and metrics_port is not None:
         from pipeline.metrics import Exporter

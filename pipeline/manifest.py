@@ -16,6 +16,7 @@ CONFIG_FOLDER = "/etc/hiernas"
 METRICS_PORT = 9090
 GRACE_SECONDS = 30
 DAY_SECONDS = 86_400
+CONTROLLER_LOST_SECONDS = 30
 LOST_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 
@@ -80,6 +81,15 @@ def _security() -> Object:
 
 def _pod_security() -> Object:
     return {"runAsNonRoot": True, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def _template(pod: Object, patch: Object, unreachable_seconds: int) -> Object:
+    """The pod with what the config lays over it. Tolerations of its own (of GPU taints, say) do not replace that of silent nodes."""
+    found: Object = overlay(pod, patch)
+    own = found["spec"].get("tolerations") or []
+    silent = [{"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": unreachable_seconds} for key in LOST_NODE]
+    found["spec"]["tolerations"] = own + [one for one in silent if one["key"] not in [given.get("key") for given in own]]
+    return found
 
 
 def _environment(cluster: ClusterConfig, fixed: dict[str, str]) -> Object:
@@ -148,7 +158,7 @@ def worker_job(spec: JobSpec, origin: Origin, cluster: ClusterConfig) -> Object:
             # Ends the Job with a reason that says "disrupted" even when the pod is gone.
             "rules": [{"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
         },
-        "template": overlay(pod, cluster.worker_pod),
+        "template": _template(pod, cluster.worker_pod, cluster.unreachable_seconds),
     }
     if cluster.queue is not None:
         job["suspend"] = True  # the queue lets it run
@@ -177,7 +187,6 @@ def controller_job(origin: Origin, cluster: ClusterConfig, digest: str) -> Objec
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": GRACE_SECONDS,
             "securityContext": _pod_security(),
-            "tolerations": [{"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30} for key in LOST_NODE],
             "containers": [
                 {
                     "name": labels.CONTROLLER,
@@ -214,5 +223,5 @@ def controller_job(origin: Origin, cluster: ClusterConfig, digest: str) -> Objec
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": metadata,
-        "spec": {"backoffLimit": 1_000_000, "template": overlay(pod, cluster.controller_pod)},
+        "spec": {"backoffLimit": 1_000_000, "template": _template(pod, cluster.controller_pod, CONTROLLER_LOST_SECONDS)},
     }

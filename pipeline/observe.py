@@ -49,6 +49,15 @@ def job(found: Object, pods: Sequence[Object], now: float, unreachable_seconds: 
     return Job(name, JobStatus.PENDING, message=_cut(message), node=node, held_seconds=held, waits=waits)
 
 
+def restarts(pod: Object) -> str:
+    """Last words of a container that ended and waits to be started again; empty if there is none."""
+    for one in _containers(pod):
+        before = _at(one, "lastState", "terminated") or _at(one, "state", "terminated")
+        if isinstance(before, dict) and before.get("exitCode"):
+            return _cut(_last(str(before.get("message") or "")) or f"exit code {before.get('exitCode')}")
+    return ""
+
+
 def held_seconds(pod: Object, now: float) -> float:
     """How long a pod has held its node's resources, from its start there to its end."""
     start = _time(_at(pod, "status", "startTime"))

@@ -1,0 +1,119 @@
+"""`hiernas status --why`: why something waits, a line each, with what to do. Reads the cluster by the caller's own rights."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline import labels, observe
+from pipeline.api import Api, ApiRefusal
+from pipeline.executor import Job, JobStatus, Waiting
+from pipeline.kubernetes import refusals_of
+from pipeline.plan import holds
+from search.records import Claim, Release
+from search.state import State
+
+Object = dict[str, Any]
+_ADVICE = {
+    Waiting.STARTING: "nothing to do",
+    Waiting.UNSCHEDULABLE: "add nodes or free some; if none can ever fit, lower executor.gpus, threads or memory_gib, or correct cluster.worker_pod",
+    Waiting.QUOTA: "raise the ResourceQuota of the namespace, or `hiernas set {run} workers=N` to what fits",
+    Waiting.ADMISSION: "an admission rule of the cluster refuses the pod: correct cluster.worker_pod, or ask an administrator",
+    Waiting.IMAGE: "correct cluster.worker_image and submit again, or give the nodes access to the registry (imagePullSecrets in cluster.worker_pod)",
+    Waiting.POD: "correct cluster.worker_pod, cluster.store_secret or the volumes it names, and submit again",
+    Waiting.SUSPENDED: 'a queue (Kueue) lets it run when there is quota; without one, whoever suspended it can resume it: kubectl patch job {job} -p \'{{"spec":{{"suspend":false}}}}\'',
+}
+
+
+def why(state: State, namespace: str, api: Api, now: float) -> list[str]:
+    """The reasons found, the widest first; one line that says so if nothing waits."""
+    return list(_run(state)) + list(_controller(state, namespace, api)) + list(_jobs(state, namespace, api, now)) or ["nothing waits"]
+
+
+def _run(state: State) -> Iterator[str]:
+    name = state.run.name
+    hold = holds(state, state.totals.gpu_seconds)
+    if hold is not None:
+        yield {
+            "stopped": f"the run is stopped: `hiernas resume {name}`, then submit again, continues it",
+            "paused": f"the run is paused: `hiernas resume {name}` goes on",
+            "halted": f"the run was halted by bugs of the program: `hiernas show {name} N` tells of a candidate; `hiernas resume {name}` goes on",
+            "budget": f"max_gpu_hours is used up: `hiernas set {name} max_gpu_hours=…` goes on",
+        }[hold]
+    elif state.limits is not None and state.limits.workers == 0:
+        yield f"workers is 0: `hiernas set {name} workers=N` goes on"
+
+
+def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
+    name = labels.controller_name(state.run.name)
+    last = state.controllers[-1] if state.controllers else None
+    if isinstance(last, Release):
+        return
+    found: list[Object] = []
+    try:
+        job = api.get(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}")
+        found = api.list(f"/api/v1/namespaces/{namespace}/pods", f"{labels.RUN}={state.run.name},app.kubernetes.io/component={labels.CONTROLLER}")
+    except ApiRefusal as refusal:
+        if refusal.status != 404:
+            yield _may_not(refusal)
+        elif isinstance(last, Claim) and last.executor == "kubernetes":
+            yield f"no controller is in namespace {namespace!r} (Job {name} is not there): submit again, or start `hiernas run --executor kubernetes`"
+        return
+    yield from _events(state, namespace, api)
+    pods = [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
+    refusals = _refusals(namespace, api).get(str(job["metadata"]["uid"]), [])
+    if not pods:
+        yield f"the controller has no pod: {refusals[-1] if refusals else 'it is not created yet'}" + (f" — {_ADVICE[Waiting.ADMISSION]}" if refusals else "")
+        return
+    seen = observe.job(job, pods, 0.0, 1e9, observe.Seen())
+    if seen.status is JobStatus.PENDING and seen.waits is not None and (seen.waits is not Waiting.STARTING or not observe.restarts(pods[0])):
+        yield f"the controller waits ({seen.waits}): {seen.message} — {_advice(seen, state.run.name).replace('worker', 'controller')}"
+    elif seen.status is not JobStatus.RUNNING and (crash := observe.restarts(pods[0])):
+        yield f"the controller ended and is started again and again; its last words: {crash} — kubectl -n {namespace} logs job/{name} tells more"
+
+
+def _events(state: State, namespace: str, api: Api) -> Iterator[str]:
+    """What the controller itself reported."""
+    try:
+        events = api.list(f"/api/v1/namespaces/{namespace}/events", fieldSelector=f"involvedObject.kind=Lease,involvedObject.name={state.run.name}")
+    except ApiRefusal:
+        return
+    newest = max(events, key=lambda one: str(one.get("lastTimestamp") or ""), default=None)
+    if newest is not None:
+        yield f"the controller reports ({newest.get('reason')}): {newest.get('message')}"
+
+
+def _refusals(namespace: str, api: Api) -> dict[str, list[str]]:
+    try:
+        return refusals_of(api.list(f"/api/v1/namespaces/{namespace}/events", fieldSelector="involvedObject.kind=Job,reason=FailedCreate"))
+    except ApiRefusal:
+        return {}
+
+
+def _jobs(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
+    selector = labels.workers_of(state.run.name)
+    try:
+        jobs = api.list(f"/apis/batch/v1/namespaces/{namespace}/jobs", selector)
+        pods = observe.by_job(api.list(f"/api/v1/namespaces/{namespace}/pods", selector))
+    except ApiRefusal as refusal:
+        yield _may_not(refusal)
+        return
+    refusals = _refusals(namespace, api)
+    seen = [
+        observe.job(one, pods.get(uid, []), now, 1e9, observe.Seen(), refusals.get(uid, ())) for one in jobs if (uid := str(one["metadata"]["uid"])) is not None
+    ]
+    waiting = [job for job in seen if job.status is JobStatus.PENDING]
+    for reason in sorted({job.waits for job in waiting if job.waits is not None}):
+        some = [job for job in waiting if job.waits is reason]
+        count = f"{len(some)} job{'s' if len(some) > 1 else ''} wait{'' if len(some) > 1 else 's'}"
+        yield f"{count} ({reason}), for example {some[0].name}: {some[0].message} — {_advice(some[0], state.run.name)}"
+    missing = [story.running.job for story in state.unfinished.values() if story.running and story.running.executor == "kubernetes"]
+    absent = sorted(set(missing) - {job.name for job in seen})
+    if absent:
+        yield f"{len(absent)} attempt{'s' if len(absent) > 1 else ''} without a job, for example {absent[0]}: the controller creates it (again) as soon as it may"
+
+
+def _advice(job: Job, run: str) -> str:
+    return _ADVICE[job.waits or Waiting.STARTING].format(run=run, job=job.name)
+
+
+def _may_not(refusal: ApiRefusal) -> str:
+    return f"what waits in the cluster cannot be read: {refusal.message} — ask for the right to read it (k8s/base shows which)"
