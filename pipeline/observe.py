@@ -74,7 +74,9 @@ def _ended(found: Object, pod: Object | None, code: int | None, unreachable_seco
     conditions = {str(one.get("type")): one for one in _list(found, "status", "conditions") if one.get("status") == "True"}
     disrupted = _disruption(pod)
     if "Complete" in conditions or "SuccessCriteriaMet" in conditions:
-        return None, ""
+        if disrupted is not None:
+            return EndReason.DISRUPTED, disrupted
+        return None, "it ended well, but wrote no evaluation"
     failed = conditions.get("Failed") or conditions.get("FailureTarget")
     if failed is not None:
         reason, message = str(failed.get("reason") or ""), str(failed.get("message") or "")

@@ -30,6 +30,9 @@ def why(state: State, namespace: str, api: Api, now: float) -> list[str]:
 
 def _run(state: State) -> Iterator[str]:
     name = state.run.name
+    if state.moved is not None:
+        yield f"the run was moved to {state.moved.to}: nothing happens here any more"
+        return
     hold = holds(state, state.totals.gpu_seconds)
     if hold is not None:
         yield {
@@ -54,7 +57,7 @@ def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
     except ApiRefusal as refusal:
         if refusal.status != 404:
             yield _may_not(refusal)
-        elif isinstance(last, Claim) and last.executor == "kubernetes":
+        elif isinstance(last, Claim) and "@cluster-" in last.owner:  # else a controller outside of the cluster is at work
             yield f"no controller is in namespace {namespace!r} (Job {name} is not there): submit again, or start `hiernas run --executor kubernetes`"
         return
     yield from _events(state, namespace, api)
