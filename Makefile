@@ -6,7 +6,7 @@ PYTHON ?= python3
 # Where this is set, imports cost two to four times as much: without cached bytecode every process compiles torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test prove-simulation check docs lock clean
+.PHONY: help demo test prove-simulation check docs lock images push clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -48,9 +48,10 @@ check: .venv/.test ## Lint, format, types, layers
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
-docs: .venv/.test ## Write the made pages of docs/ again: records.md and config.md
+docs: .venv/.test ## Write the made pages of docs/ again: records.md, config.md and metrics.md
 	@.venv/bin/python docs/make_records.py
 	@.venv/bin/python docs/make_config.py
+	@.venv/bin/python docs/make_metrics.py
 
 lock: .venv/.test ## Pin the requirements again, with hashes, to what is current
 	@for target in "images/requirements-local.txt pyproject.toml --extra worker --extra report --extra data --extra s3 --extra cluster" \
@@ -62,6 +63,12 @@ lock: .venv/.test ## Pin the requirements again, with hashes, to what is current
 	    --custom-compile-command 'make lock' $$@ --output-file $$out; done
 	@echo uv | .venv/bin/uv pip compile --quiet --universal --upgrade --generate-hashes --no-annotate --no-emit-index-url \
 	  --custom-compile-command 'make lock' --output-file images/requirements-uv.txt -
+
+images: ## Build the container images, with docker, podman or buildah; docs/images.md says what can be set
+	@images/build.sh
+
+push: images ## Build and push them: make push REGISTRY=registry.example.org/team
+	@images/build.sh push
 
 clean: ## Remove the virtual environment and caches; runs/ and data/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
