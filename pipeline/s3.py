@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -203,7 +204,7 @@ class S3Store:
 
         def get() -> None:
             found = self._client.get_object(Bucket=self.bucket, Key=self._prefix + key)
-            with found["Body"] as body, path.open("wb") as file:
+            with closing(found["Body"]) as body, path.open("wb") as file:
                 for part in body.iter_chunks(PART_BYTES):
                     file.write(part)
             if path.stat().st_size != found.get("ContentLength"):
@@ -224,7 +225,7 @@ class S3Store:
 
     def _get(self, key: str) -> bytes:
         found = self._client.get_object(Bucket=self.bucket, Key=self._prefix + key)
-        with found["Body"] as body:
+        with closing(found["Body"]) as body:
             length = found.get("ContentLength")
             check_size(key, length or 0)
             data: bytes = body.read(MAX_OBJECT_BYTES + 1)

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from s3_server import BUCKET, Exchange, Fault, Proxy, S3Server, environment
@@ -232,6 +233,25 @@ def test_many_reads_come_in_order_and_keep_few_connections(proxy: Proxy) -> None
     assert list(read_many(store, keys)) == [key.encode() for key in keys]
     with pytest.raises(KeyError):
         list(read_many(store, [*keys, "x/absent"]))
+
+
+def test_a_file_is_put_once_and_comes_whole_through_faults(proxy: Proxy, tmp_path: Path) -> None:
+    store = fresh()
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.write_bytes(secrets.token_bytes(3 * 1024 * 1024 + 7))
+    for fault in (reset, status(500, "InternalError", True), status(503, "SlowDown", False)):
+        proxy.fault = first(2, fault)
+        store.put_file("_datasets/x/train.safetensors", source)
+    for fault in (reset, cut(2_000_000), status(500, "InternalError", False)):
+        proxy.fault = first(2, fault, "GET")
+        store.get_file("_datasets/x/train.safetensors", copy)
+        assert copy.read_bytes() == source.read_bytes()
+    source.write_bytes(b"other")
+    store.put_file("_datasets/x/train.safetensors", source)
+    store.get_file("_datasets/x/train.safetensors", copy)
+    assert len(copy.read_bytes()) > 5
+    with pytest.raises(KeyError):
+        store.get_file("absent", copy)
 
 
 @pytest.mark.parametrize("seed", range(2))

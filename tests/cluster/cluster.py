@@ -25,7 +25,7 @@ from facts import CONTROL_PLANE, NODE_ADDRESS, Facts, choose_ports
 from processes import ClusterError, Processes, kill_cgroup, make_cgroup, wait_until
 
 COMPONENTS = (*CONTROL_PLANE, "containerd", "kubelet")
-PACKAGES = ("containerd", "runc", "containernetworking-plugins", "iproute2", "openssl", "gcc", "libc6-dev", "debootstrap", "buildah")
+PACKAGES = ("containerd", "runc", "containernetworking-plugins", "iproute2", "openssl", "gcc", "libc6-dev", "debootstrap", "buildah", "skopeo")
 MARKER = "this-folder-is-removed-by-hiernas-cluster"
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 from cluster import Cluster
-from images import IMAGES
 from s3_server import BUCKET, KEYS, S3Server
 
+from images import IMAGES, build, load
 from pipeline.run import RunFolder
 from pipeline.store import Store, open_store
 from search.state import State
@@ -24,6 +24,8 @@ from search.state import State
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "hiernas"
 WAIT_SECONDS = 300.0
+KEEP = "HIERNAS_KEEP_CLUSTER"
+"""Set by who writes these tests: the cluster stays up after them and is taken as it is by the next ones."""
 
 
 def until(what: str, holds: Callable[[], object], seconds: float = WAIT_SECONDS) -> Any:
@@ -127,25 +129,24 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     with contextlib.ExitStack() as stack:
+        build()
         cluster = Cluster()
-        cluster.up()
-        stack.callback(cluster.down)
-        for name in IMAGES.values():
-            assert name.rpartition(":")[0] in cluster.images(), f"image {name} is not in the cluster"
+        if not (os.environ.get(KEEP) and cluster.status().get("kubelet")):
+            cluster.up()
+        if not os.environ.get(KEEP):
+            stack.callback(cluster.down)
+        load(cluster)
+        cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found")  # of earlier tests, where the cluster was kept
         server = S3Server(folder / "bucket", cluster.address)
         server.start()
         stack.callback(server.kill)
         site = Site(cluster, server, folder)
         site.environment = KEYS | {"AWS_ENDPOINT_URL": server.url, "AWS_EC2_METADATA_DISABLED": "true", "KUBECONFIG": str(cluster.kubeconfig)}
         site.environment |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "PYTHONPATH": str(ROOT)}
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name, value in site.environment.items():
-            stack.callback(
-                lambda name=name, before=os.environ.get(name): os.environ.update({name: before}) if before is not None else os.environ.pop(name, None)
-            )
-            os.environ[name] = value
-        cluster.kubectl(
-            "apply", "-f", "-", stdin=subprocess.run(["kubectl", "kustomize", ROOT / "k8s/base"], check=True, capture_output=True, text=True).stdout
-        )
+            patch.setenv(name, value)
+        cluster.kubectl("apply", "-f", "-", stdin=cluster.kubectl("kustomize", str(ROOT / "k8s/base")))
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bucket", "namespace": NAMESPACE}, "stringData": KEYS}
         cluster.kubectl("apply", "-f", "-", stdin=json.dumps(secret))
         site.hiernas("data", "prepare", "digits")
