@@ -1,0 +1,186 @@
+"""One search on a real cluster to which everything happens, one after the other; at its end nothing is lost or counted twice."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from conftest import NAMESPACE, Site, until
+
+from search.records import Claim, EndReason
+from search.state import State
+
+RUN = "storm"
+WORKERS = f"hiernas/run={RUN},app.kubernetes.io/component=worker"
+CONTROLLERS = f"hiernas/run={RUN},app.kubernetes.io/component=controller"
+Object = dict[str, Any]
+
+
+class Storm:
+    """The search, and what can be done to it."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.memory_gib = 3.0
+        self.note = "first"
+
+    def submit(self) -> str:
+        return self.site.submit(
+            RUN,
+            recipe={"extends": "digits-small", "steps": 100, "milestones": [60], "curve_points": 2},
+            limits={"max_evaluations": 200, "workers": 2, "max_attempts": 6},
+            executor={"kind": "kubernetes", "threads": 1, "memory_gib": self.memory_gib},
+            cluster={
+                "worker_pod": {"spec": {"terminationGracePeriodSeconds": 2, "containers": [{"name": "worker", "resources": {"requests": {"cpu": "100m"}}}]}},
+                "controller_pod": {"metadata": {"annotations": {"note": self.note}}, "spec": {"terminationGracePeriodSeconds": 5}},
+            },
+        )
+
+    def state(self) -> State:
+        return self.site.state(RUN)
+
+    def ends(self, reason: EndReason) -> int:
+        return self.state().totals.ends.get(reason, 0)
+
+    def claims(self) -> list[Claim]:
+        return [one for one in self.state().controllers if isinstance(one, Claim)]
+
+    def hiernas(self, *arguments: str) -> None:
+        self.site.hiernas(*arguments, "--store", self.site.store_url(RUN))
+
+    def kubectl(self, *arguments: str, stdin: str = "") -> str:
+        return self.site.cluster.kubectl("-n", NAMESPACE, *arguments, stdin=stdin)
+
+    def pods(self, selector: str) -> list[Object]:
+        """Pods whose container runs and that nobody has deleted."""
+        return [
+            pod
+            for pod in self.site.objects("pods", selector)
+            if not pod["metadata"].get("deletionTimestamp") and any("running" in one["state"] for one in pod["status"].get("containerStatuses", []))
+        ]
+
+    def pod(self, selector: str) -> str:
+        found: list[Object] = until(f"a running pod of {selector}", lambda: self.pods(selector), 120)
+        return str(found[0]["metadata"]["name"])
+
+    def provoke(self, reason: EndReason, act: Callable[[], object]) -> None:
+        """Do it, again if the candidate was quicker, until an attempt ended for that reason."""
+        before = self.ends(reason)
+        for _ in range(5):
+            act()
+            try:
+                until(f"an attempt that ended {reason}", lambda: self.ends(reason) > before, 20)
+            except AssertionError:
+                continue
+            return
+        raise AssertionError(f"no attempt ended {reason}: {self.state().totals.ends}")
+
+    def goes_on(self) -> None:
+        """There are more outcomes than there were."""
+        before = len(self.state().history)
+        until("more outcomes", lambda: len(self.state().history) > before, 120)
+
+    def kill_controller(self) -> None:
+        """SIGKILL to the process in the pod, as the kernel does it."""
+        name = self.pod(CONTROLLERS)
+        ctr = ["ctr", "--address", f"{self.site.cluster.state}/containerd.sock", "--namespace", "k8s.io"]
+        label = f'labels."io.kubernetes.pod.name"=={name}'
+        ids = subprocess.run([*ctr, "containers", "ls", "--quiet", label], check=True, capture_output=True, text=True).stdout.split()
+        tasks = subprocess.run([*ctr, "tasks", "ls"], check=True, capture_output=True, text=True).stdout.splitlines()[1:]
+        for line in tasks:
+            task, pid, _ = line.split()
+            if task in ids and b"hiernas" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(int(pid), signal.SIGKILL)
+                return
+        raise AssertionError(f"no process of pod {name}")
+
+    def evict(self) -> None:
+        name = self.pod(WORKERS)
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": NAMESPACE}}
+        self.kubectl("create", "--raw", f"/api/v1/namespaces/{NAMESPACE}/pods/{name}/eviction", "-f", "-", stdin=json.dumps(body))
+
+    def delete_job(self) -> None:
+        name = self.pod(WORKERS)
+        self.kubectl("delete", "job", name.rpartition("-")[0])
+
+
+def test_everything_happens_to_one_search(site: Site) -> None:
+    storm = Storm(site)
+    storm.submit()
+    storm.goes_on()
+
+    # A person or a program deletes what is ours.
+    before = storm.ends(EndReason.KILLED) + storm.ends(EndReason.GONE)
+    storm.kubectl("delete", "pod", storm.pod(WORKERS), "--wait=false")
+    until("the attempt whose pod was deleted has ended", lambda: storm.ends(EndReason.KILLED) + storm.ends(EndReason.GONE) > before, 60)
+    storm.provoke(EndReason.GONE, storm.delete_job)
+    storm.provoke(EndReason.DISRUPTED, storm.evict)
+
+    # The controller dies, and is replaced.
+    claims = len(storm.claims())
+    storm.kill_controller()
+    until("a new claim", lambda: len(storm.claims()) > claims, 120)
+    storm.goes_on()
+    claims, workers = len(storm.claims()), {pod["metadata"]["name"] for pod in storm.pods(WORKERS)}
+    storm.note = "second"
+    assert "replaced" in storm.submit()
+    assert workers & {pod["metadata"]["name"] for pod in site.objects("pods", WORKERS)} == workers  # running workers are left alone
+    until("the claim of the new controller", lambda: len(storm.claims()) > claims, 120)
+    assert len({claim.owner for claim in storm.claims()}) == 1
+    assert "runs as it is" in storm.submit()
+    storm.goes_on()
+
+    # The API server and the store go away for a while.
+    site.cluster.kill("kube-apiserver")
+    site.cluster.start("kube-apiserver")
+    storm.goes_on()
+    site.server.kill()
+    site.server.start()
+    storm.goes_on()
+
+    # People.
+    storm.hiernas("set", RUN, "workers=1")
+    until("one attempt at most", lambda: storm.state().open_attempts <= 1, 60)
+    storm.hiernas("set", RUN, "workers=3")
+    until("three attempts", lambda: storm.state().open_attempts == 3, 60)
+    storm.hiernas("pause", RUN)
+    until("nothing runs", lambda: storm.state().open_attempts == 0, 90)
+    assert storm.site.status(RUN)["state"] == "paused"
+    storm.hiernas("resume", RUN)
+    storm.hiernas("set", RUN, "workers=2")
+    storm.goes_on()
+
+    # A worker that needs more memory than it may have.
+    storm.memory_gib = 0.25
+    storm.submit()
+    until("an attempt over its memory", lambda: storm.ends(EndReason.MEMORY) > 0, 120)
+    storm.memory_gib = 3.0
+    storm.submit()
+    storm.goes_on()
+
+    # The node falls silent with workers on it, and comes back.
+    lost = storm.ends(EndReason.NODE_LOST)
+    storm.pod(WORKERS)
+    site.cluster.kill("kubelet")
+
+    def attempted_again() -> bool:
+        """An attempt was lost with its node, and its candidate has a later one, though that node is still silent."""
+        return any(
+            end.reason is EndReason.NODE_LOST and len(story.attempts) > number + 1 for story in storm.state().stories for number, end in story.ends.items()
+        )
+
+    until("the candidate is tried again without its node", attempted_again, 150)
+    assert storm.ends(EndReason.NODE_LOST) > lost
+    site.cluster.start("kubelet")
+    storm.goes_on()
+
+    # The end.
+    storm.hiernas("set", RUN, f"max_evaluations={len(storm.state().stories)}")
+    state = site.finished(RUN, 300)
+    candidates = [outcome.candidate for outcome in state.history]
+    assert sorted(candidates) == list(range(len(state.stories)))
+    assert {EndReason.GONE, EndReason.DISRUPTED, EndReason.MEMORY, EndReason.NODE_LOST} <= set(state.totals.ends)
+    assert all(end.message for story in state.stories for end in story.ends.values()), [story.ends for story in state.stories if story.ends]
