@@ -58,6 +58,8 @@ class Api:
             raise ConfigError(f"no Kubernetes cluster is known here: {error}; set KUBECONFIG, or run this in a pod with a service account") from error
         configuration.retries = Retry(0)  # what is asked again is decided here
         self.address = configuration.host
+        self.headers: Any = {}
+        """Of the last answer: its Date, and the Warnings of admission."""
         self._client = ApiClient(configuration)
         self._client.user_agent = "hiernas"
 
@@ -133,6 +135,7 @@ class Api:
                 )  # fmt: skip
                 response = self._client.call_api(*request, _request_timeout=(CONNECT_SECONDS, READ_SECONDS))
                 data: bytes = response.read()  # type: ignore[no-untyped-call]
+                self.headers = response.headers
             except (HTTPError, OSError, kubernetes_config.ConfigException) as error:
                 why = f"it does not answer ({error})"
             else:

@@ -13,7 +13,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -216,6 +216,27 @@ class S3Store:
             if _status(error) == 404 and _code(error) in _MISSING:
                 raise KeyError(key) from None
             raise self._refused(key, error) from error
+
+    # -- what `hiernas doctor` asks of the bucket
+
+    def server_date(self) -> str:
+        """Date header of an answer; empty if it has none."""
+        return str(self._page("", {}).get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
+
+    def lifecycle(self) -> Sequence[dict[str, Any]]:
+        """The bucket's lifecycle rules, as S3 tells them. StoreUnavailable where they may not be read, or the server knows none."""
+        try:
+            found = self._ask("lifecycle", "", lambda: self._client.get_bucket_lifecycle_configuration(Bucket=self.bucket))
+        except ClientError as error:
+            if _code(error) == "NoSuchLifecycleConfiguration":
+                return []
+            raise StoreUnavailable(f"{_code(error)}, HTTP {_status(error)}") from error
+        rules: Sequence[dict[str, Any]] = found.get("Rules", [])
+        return rules
+
+    def full_key(self, key: str) -> str:
+        """A key with the store's prefix before it: what the bucket and its rules call it."""
+        return self._prefix + key
 
     # -- requests
 
