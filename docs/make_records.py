@@ -15,6 +15,7 @@ from pipeline.config import parse_recipe
 from pipeline.controller import Controller, Place
 from pipeline.executor import Job, JobSpec, JobStatus
 from pipeline.inline import InlineExecutor
+from pipeline.move import end_history
 from pipeline.run import RunFolder, control_key
 from pipeline.store import MAX_OBJECT_BYTES, MemoryStore, Store
 from pipeline.verify import verify
@@ -35,6 +36,7 @@ from search.records import (
     FailureKind,
     Machine,
     Metrics,
+    Moved,
     Outcome,
     Release,
     Repeat,
@@ -49,12 +51,12 @@ PAGE = Path(__file__).parent / "records.md"
 
 KEYS: list[tuple[str, str, str, tuple[type, ...]]] = [
     ("run.json", "run", "`hiernas run`, once", (Run,)),
-    ("controllers/000003.json", "controller", "controller", (Claim, Release)),
+    ("controllers/000003.json", "controller", "controller; `hiernas copy`", (Claim, Release)),
     ("candidates/000017.json", "candidate", "controller", (Candidate,)),
     ("attempts/000017-0.json", "attempt", "controller", (Attempt,)),
     ("evaluations/000017-0.json", "evaluation", "worker of that attempt; the controller, where it answers itself", (Metrics, Failure, Reused)),
     ("ends/000017-0.json", "end", "controller", (End,)),
-    ("history/000012.json", "outcome", "controller", (Outcome,)),
+    ("history/000012.json", "outcome", "controller; `hiernas copy`, where it ends", (Outcome, Moved)),
     ("control/000003.json", "request", "`hiernas set`, `pause`, `resume`, `stop`; `hiernas run` where the config's limits were edited", (Request,)),
 ]
 
@@ -77,7 +79,7 @@ MEANINGS = {
     "Change.old": "Operation before; 0: no edge.",
     "Change.new": "Operation after; 0: no edge. May equal the old one (reading U3).",
     "Claim.owner": "Place whose restarts take over silently: the same user on the same host.",
-    "Claim.executor": "Where its attempts run.",
+    "Claim.executor": "Where its attempts run; `copy`: a `hiernas copy`, which runs none.",
     "Claim.at": "When it was written.",
     "Claim.kind": "Tells a claim from a release.",
     "Claim.controller": "Id of this claim: drawn from a random number of the process and the slot.",
@@ -129,6 +131,9 @@ MEANINGS = {
     "Model.channels": "Of an image.",
     "Model.size": "Side of an image, in pixels.",
     "Model.classes": "Of the data.",
+    "Moved.number": "Its place in the history: the number of outcomes before it.",
+    "Moved.stamp": "Who moved it, knowing what; `after` is its own number.",
+    "Moved.kind": "Tells it from an outcome, which has no such field.",
     "Outcome.number": "Its place in the history, from 0.",
     "Outcome.candidate": "Index of its candidate.",
     "Outcome.attempt": "The attempt that was accepted, or the last one of a candidate that was given up.",
@@ -349,7 +354,9 @@ def example() -> MemoryStore:
     controller = Controller(folder, _Executor(store, clock), clock, place, Limits(max_evaluations=4, workers=1), Resources(memory_bytes=4 * 1024**3))
     controller.work(lambda *_: None, 0.0)
     findings = verify(store, "example")
+    end_history(folder, "s3://searches/runs", Place("1" * 32, "ada@laptop", "laptop/4712/1767225659.500"), clock)
     outcomes = [outcome.outcome.value for outcome in folder.load().history]
+    findings += verify(store, "example")
     if findings or outcomes != OUTCOMES:
         raise SystemExit(f"the example is not what the page says: {outcomes} {findings}")
     return store
@@ -404,7 +411,8 @@ A search of six candidates in a space of one cell with three nodes and three pri
 codec and the keys are the program's own; training, clock and processes are played, so that the bytes are the same each time.
 Before its start a person set `max_evaluations` to 6 (`control/000000.json`). The first attempt of candidate 1 was killed, its
 second succeeded. Candidate 2 diverged. Candidates 3, 4 and 5 were bred by mutation: 3 was trained, 4 cannot be built, and 5 is
-the same network as an earlier one, so the controller answered both itself. `hiernas verify` finds nothing wrong with the run.
+the same network as an earlier one, so the controller answered both itself. Then it was moved to a bucket: `hiernas copy` wrote a
+claim, the entry that ends its history, and a release. `hiernas verify` finds nothing wrong with the run.
 
 The keys, in the order of a listing:
 

@@ -14,7 +14,7 @@ from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, DamagedRun, HiernasError
 from pipeline.run import RunFolder
 from pipeline.status import story, summary
-from pipeline.store import Store, open_store
+from pipeline.store import Store, address, open_store
 from search.limits import Desire
 from search.records import RUN_NAME, Claim, ReleaseReason
 
@@ -85,7 +85,7 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 def _ls(arguments: argparse.Namespace) -> int:
     store = _existing_store(arguments)
-    names = sorted({key.split("/", 1)[0] for key in store.list("") if key.endswith("/run.json")})
+    names = sorted({key.split("/", 1)[0] for key in store.list("") if key.endswith("/run.json") and key.count("/") == 1})  # deeper ones are doctor's
     rows, damaged = [], []
     for name in names:
         try:
@@ -114,7 +114,7 @@ def _status(arguments: argparse.Namespace) -> int:
             _print_status(found)
         if arguments.why:
             _print_why(folder, arguments.namespace)
-        if not arguments.watch or found["state"] in ("finished", "stopped", "halted"):
+        if not arguments.watch or found["state"] in ("finished", "stopped", "halted", "moved"):
             return 0
         time.sleep(2)
 
@@ -179,6 +179,23 @@ def _explain(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _copy(arguments: argparse.Namespace) -> int:
+    from pipeline.clock import SystemClock
+    from pipeline.launch import place
+    from pipeline.move import Counter, begin_from, move
+
+    folder = _folder(arguments)
+    if not folder.exists():  # told before a store is made for its copy
+        raise ConfigError(f"the store has no run {arguments.run!r}; `hiernas ls` lists those it has")
+    counter = Counter(SystemClock(), sys.stderr)
+    to, target = address(arguments.to), open_store(arguments.to)
+    if arguments.until is not None:
+        print(begin_from(folder, arguments.until, target, to, counter))
+    else:
+        print(move(folder, target, to, place(), SystemClock(), arguments.take_over, counter))
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from pipeline.verify import Level, verify
 
@@ -196,6 +213,15 @@ def _verify(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         print(f"run {arguments.run!r} is whole: every record valid, every candidate re-derived, every invariant holds")
     return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from pipeline.doctor import examine, tell
+
+    path = Path(arguments.config)
+    config = load_config(path)
+    url = _store_url(arguments.store, config.store)
+    return 0 if tell(examine(config, path.read_text(encoding="utf-8"), url, arguments.smoke), sys.stdout, arguments.json) else 1
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
@@ -279,11 +305,23 @@ After `stop` or a halt the controller has ended: start it again with the same `h
   hiernas report demo --out demo-report
 
 Writes report.html, which needs no network, figures as SVG and PNG, and best-genotype.json. A report can be made at any moment.""",
+    "copy": """
+  hiernas copy demo --to s3://searches/runs                  move it: it goes on there, and here it has ended
+  hiernas copy demo --to /srv/runs --until 20                a new run there, which begins with the first 20 outcomes
+
+The same command again continues an interrupted copy. What is copied, and what becomes of work under way: docs/operations.md.""",
     "verify": """
   hiernas verify demo
   hiernas verify demo --json
 
 What each finding means and what to do: docs/operations.md. Exit code 4: the run is damaged.""",
+    "doctor": """
+  hiernas doctor configs/demo.yaml
+  hiernas doctor search.yaml --store s3://bucket/runs --smoke
+  hiernas doctor search.yaml --json
+
+A line each: ok, warning, FAILED, or unknown (no right to look), with what was found and what to do. Exit code 1: something failed.
+A few small objects stay in the store below _doctor/; --smoke leaves its records there too. What each check means: docs/operations.md.""",
     "explain": """
   hiernas explain --genotype 1.0-6.3-0-3+6.4-2.0-0-0+5.1-2.2-3-1+1.4-4.3-4-0+4.1-1.3-3-0+3.2-0.2-6-4:6.2-1.5-5-1.4-5-0-1 --draw cell.svg
 
@@ -368,7 +406,16 @@ def parser() -> argparse.ArgumentParser:
     add("report", _report, "Write a report: one HTML file, figures, the best genotype.").add_argument(
         "--out", required=True, metavar="DIR", help="folder for it"
     )
+    copy = add("copy", _copy, "Move a run to another store, or begin a new one there from its beginning.")
+    copy.add_argument("--to", required=True, metavar="URL", help="the other store: a path, file:///path or s3://bucket/prefix")
+    copy.add_argument("--until", type=int, metavar="N", help="begin a new run there from the first N outcomes; this one stays as it is")
+    copy.add_argument("--take-over", action="store_true", help="move it though a controller is in charge: that one stops; or it is gone for good")
     add("verify", _verify, "Check every record, re-derive every candidate. Changes nothing.").add_argument("--json", action="store_true", help="for scripts")
+
+    doctor = add("doctor", _doctor, "Check everything that a run will need, before it.", run=False)
+    doctor.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/demo.yaml")
+    doctor.add_argument("--smoke", action="store_true", help="also run one tiny candidate through everything, once for each pool of nodes")
+    doctor.add_argument("--json", action="store_true", help="for scripts")
 
     explain = add("explain", _explain, "Explain a genotype: its matrices, its network's cost, its drawing.", run=False, store=False)
     explain.add_argument("--genotype", required=True, metavar="TEXT", help="as `hiernas status` prints it")

@@ -8,7 +8,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Discriminator, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError, create_model
 
 from search.records import (
     Attempt,
@@ -17,6 +17,7 @@ from search.records import (
     End,
     Failure,
     Metrics,
+    Moved,
     Outcome,
     Record,
     Release,
@@ -29,6 +30,14 @@ VERSION = 1
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Tagged = Annotated[Claim | Release, Discriminator("kind")]
+
+
+def _entry(given: Any) -> str:
+    """Which entry of the history: outcomes have no field `kind`."""
+    return "moved" if isinstance(given, dict) and "kind" in given else "outcome"
+
+
+Entry = Annotated[Annotated[Outcome, Tag("outcome")] | Annotated[Moved, Tag("moved")], Discriminator(_entry)]
 _TYPES: dict[str, tuple[str, Any]] = {
     "run.json": ("run", Run),
     "controllers": ("controller", Tagged),
@@ -36,7 +45,7 @@ _TYPES: dict[str, tuple[str, Any]] = {
     "attempts": ("attempt", Attempt),
     "evaluations": ("evaluation", Annotated[Metrics | Failure | Reused, Discriminator("kind")]),
     "ends": ("end", End),
-    "history": ("outcome", Outcome),
+    "history": ("outcome", Entry),
     "control": ("request", Request),
 }
 FOLDERS = tuple(_TYPES)
@@ -60,7 +69,7 @@ def _envelope(schema: str, record: Any) -> type[BaseModel]:
 
 _ENVELOPES = {folder: _envelope(schema, record) for folder, (schema, record) in _TYPES.items()}
 _DUMP: dict[type, TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (Run, Claim, Release, Candidate, Attempt, Metrics, Failure, Reused, End, Outcome, Request)
+    kind: TypeAdapter(kind) for kind in (Run, Claim, Release, Candidate, Attempt, Metrics, Failure, Reused, End, Outcome, Moved, Request)
 }
 
 

@@ -33,6 +33,7 @@ from search.records import (
     Attempt,
     Claim,
     End,
+    EndReason,
     Evaluation,
     Failure,
     Outcome,
@@ -52,6 +53,15 @@ STAGES = 100_000
 """More stages than one round can need: a bound against an endless loop in a faulty plan."""
 BACK_OFF_SECONDS = 60.0
 """Longest pause between two tries of what was unavailable or refused."""
+_TOLD = {
+    EndReason.GONE: "its job vanished: somebody else has deleted it",
+    EndReason.SUPERSEDED: "another attempt of its candidate was accepted",
+    EndReason.STOPPED: "ended by request",
+    EndReason.CONTROLLER_LOST: "it ended with the controller that ran it",
+    EndReason.HANDED_OVER: "another executor took over",
+    EndReason.REJECTED: "its evaluation is not valid",
+}
+"""What an end says where the platform says nothing."""
 log = logging.getLogger("hiernas.controller")
 Got = TypeVar("Got")
 
@@ -120,7 +130,7 @@ class Controller:
             self._load()
             records = self.state.controllers
             last = records[-1] if records else None
-            if isinstance(last, Release) and self._idle():
+            if isinstance(last, Release) and self._idle(last.reason):
                 return False
             self._check_claim(records, last)
             follows = last.controller if isinstance(last, Claim) else None
@@ -140,10 +150,10 @@ class Controller:
             log.info("took charge run=%s controller=%s follows=%s", run.name, claim, follows)
             return True
 
-    def _idle(self) -> bool:
-        """Nothing would be done by whoever took charge now: the run is finished, stopped or halted."""
+    def _idle(self, reason: ReleaseReason) -> bool:
+        """Nothing would be done by whoever took charge now: the run is finished, stopped or halted, and its last release says so."""
         actions = plan.plan(self.state, self._view({}))
-        return bool(actions) and all(isinstance(action, plan.Finish) for action in actions)
+        return bool(actions) and all(action == plan.Finish(reason) for action in actions)
 
     def _check_claim(self, records: Sequence[Claim | Release], last: Claim | Release | None) -> None:
         if not isinstance(last, Claim):
@@ -158,6 +168,8 @@ class Controller:
             )
 
     def _overtaken(self, by: Claim | Release) -> Overtaken:
+        if (moved := self.folder.moved(history_key(len(self.state.history) - 1) if self.state.history else None)) is not None:
+            return Overtaken(f"{self.folder.elsewhere(moved)}. This controller has stopped, nothing is lost")
         who = f"{by.owner} ({by.incarnation})" if isinstance(by, Claim) else "another controller, which has finished since"
         return Overtaken(f"run {self.folder.name!r} was taken over by {who}: this controller has stopped, nothing is lost")
 
@@ -175,6 +187,8 @@ class Controller:
 
     def _load(self) -> None:
         self.state = self.folder.load()
+        if self.state.moved is not None:
+            raise Overtaken(self.folder.elsewhere(self.state.moved))
         self._networks = answer.Networks()
         self._fresh, self._stale = True, False
 
@@ -376,7 +390,7 @@ class Controller:
         attempt = story.attempts[action.attempt]
         job = view.jobs.get(attempt.job) or Job(attempt.job, JobStatus.ENDED)
         end = End(
-            action.candidate, action.attempt, action.reason, job.message, job.exit_code, job.node,
+            action.candidate, action.attempt, action.reason, job.message or _TOLD.get(action.reason, ""), job.exit_code, job.node,
             job.held_seconds, job.held_seconds * attempt.resources.gpus, job.log, self._stamp(),
         )  # fmt: skip
         self._write(end_key(action.candidate, action.attempt), end)

@@ -66,6 +66,8 @@ def begin(config: Config, fresh: Run, folder: RunFolder, before: Limits | None =
             + "\nGive the new search another name (field 'run'), or restore the config"
         )  # fmt: skip
     state = folder.load()
+    if state.moved is not None:
+        raise ConfigError(folder.elsewhere(state.moved))
     last = next((record for record in reversed(state.controllers) if isinstance(record, Claim)), None)
     before = before or (last.limits if last is not None else None)
     if before is not None and (wanted := before.differences(config.limits)):
@@ -161,6 +163,8 @@ def launch_submitted(config: Config, store_url: str, metrics_port: int) -> Relea
     except (ConfigError, DamagedRun, Overtaken) as error:
         log.error("stopped, and a restart would not help: %s", error)
         tell(type(error).__name__, str(error))
+        if exporter is not None:
+            exporter.leave()
         stop.wait()
         return ReleaseReason.INTERRUPTED
     finally:

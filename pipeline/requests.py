@@ -31,12 +31,17 @@ def parse_changes(pairs: list[str]) -> dict[str, Setting]:
 
 
 def request(folder: RunFolder, changes: Mapping[str, Setting], desire: Desire | None) -> int:
-    """Write a request into the next slot and return its number; a lost slot means taking the next."""
+    """Write a request into the next slot and return its number; a lost slot means taking the next. ConfigError where the run was moved away."""
+    if (moved := folder.moved()) is not None:
+        raise ConfigError(folder.elsewhere(moved))
     record = Request(dict(changes), desire, secrets.token_hex(8), time.time(), f"{getpass.getuser()}@{socket.gethostname()}")
     number = len(folder.keys("control"))
     while True:
         try:
             folder.create(control_key(number), record)
-            return number
+            break
         except SlotTaken:
             number += 1
+    if (moved := folder.moved()) is not None:
+        raise ConfigError(f"{folder.elsewhere(moved)}. It went while this request was written, which may not have come along: repeat it there")
+    return number

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.codec import BadRecord, decode, encode, sha256
 from pipeline.errors import ConfigError, DamagedRun
 from pipeline.store import BadObject, Store, read_many
-from search.records import Attempt, End, Evaluation, Record, Run
+from search.records import Attempt, End, Evaluation, Moved, Outcome, Record, Run
 from search.state import Inconsistent, State
 
 
@@ -96,7 +96,7 @@ class RunFolder:
         """Records without a `run.json` are a run that lost it: another one must not be begun over them."""
         key = f"{self.name}/run.json"
         if not self.store.list(key) and (found := self.store.list(f"{self.name}/")) and key not in found:
-            raise self.damaged("run.json", f"it is missing, though there are other records ({len(found)} of them)")
+            raise self.damaged("run.json", f"it is missing, though there are other records ({len(found)} of them; `hiernas copy` brings it last)")
 
     def keys(self, folder: str, after: str | None = None) -> list[str]:
         """Sorted keys of a folder's objects, past `after` where given."""
@@ -142,7 +142,7 @@ class RunFolder:
     def _missing(self, key: str) -> DamagedRun:
         return self.damaged(key, "it is missing, though a later record was written only after it")
 
-    def _records(self, keys: list[str]) -> Iterator[tuple[str, Any, str]]:
+    def records(self, keys: list[str]) -> Iterator[tuple[str, Any, str]]:
         """The records in these slots, in their order. DamagedRun as in `read`."""
         found = read_many(self.store, [f"{self.name}/{key}" for key in keys])
         for key in keys:
@@ -168,6 +168,16 @@ class RunFolder:
             raise BadRecord(f"{key}: is of candidate {record.candidate}, attempt {record.attempt}")
         return record, sha256(data)
 
+    def moved(self, after: str | None = None) -> Moved | None:
+        """The entry that ends the history if the run was moved away; looked for past `after`, a key of the history, where given."""
+        keys = self.keys("history", after)
+        last = self.read(keys[-1])[0] if keys else None
+        return last if isinstance(last, Moved) else None
+
+    def elsewhere(self, moved: Moved) -> str:
+        """What a person should know who wants something decided here."""
+        return f"run {self.name!r} was moved to {moved.to} after {moved.number} outcomes: go on there, with --store {moved.to}"
+
     def damaged(self, key: str, what: object) -> DamagedRun:
         """The error for an object that is not what it must be."""
         return DamagedRun(
@@ -185,7 +195,7 @@ class RunFolder:
         self._fold(candidates, candidate_key, lambda record, _: state.candidate(record))
         self._fold(attempts, None, lambda record, _: state.attempt(record))
         self._fold(ends, None, lambda record, _: state.end(record))
-        self._fold(history, history_key, lambda record, digest: state.outcome(record, digest))
+        self._fold(history, history_key, lambda record, digest: _fold_entry(state, record, digest))
         return state
 
     def _fold(self, keys: list[str], slot: Callable[[int], str] | None, apply: Callable[[Any, str], None]) -> None:
@@ -195,13 +205,20 @@ class RunFolder:
             for at, key in enumerate(keys):
                 if key != slot(at):
                     raise self.damaged(slot(at), f"it is missing, the next one found is {key}")
-        for key, record, digest in self._records(keys):
+        for key, record, digest in self.records(keys):
             if slot is None and key != _own_key(record):
                 raise self.damaged(key, "its name does not fit its content")
             try:
                 apply(record, digest)
             except Inconsistent as error:
                 raise self.damaged(key, error) from error
+
+
+def _fold_entry(state: State, record: Outcome | Moved, digest: str) -> None:
+    if isinstance(record, Moved):
+        state.move(record)
+    else:
+        state.outcome(record, digest)
 
 
 def _in_order(keys: list[str]) -> list[str]:

@@ -10,7 +10,9 @@ from search.state import State
 
 
 def word(state: State) -> str:
-    """One word for where the run stands: new, running, paused, budget, stopped, halted, finished or interrupted."""
+    """One word for where the run stands: new, running, paused, budget, stopped, halted, finished, interrupted or moved."""
+    if state.moved is not None:
+        return "moved"
     if not state.controllers:
         return "new"
     last = state.controllers[-1]
@@ -50,7 +52,7 @@ def summary(state: State) -> dict[str, Any]:
         "owner": last_claim.owner if last_claim else None,
         "last_outcome_at": latest,
         "digest": state.last_digest,
-    }
+    } | ({} if state.moved is None else {"moved_to": state.moved.to})
 
 
 def story(folder: RunFolder, index: int) -> list[str]:

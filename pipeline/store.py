@@ -6,11 +6,11 @@ A store knows nothing of records. Nothing in it is ever changed or deleted throu
 
 import re
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import urlsplit
+from typing import Protocol, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 from pipeline.errors import ConfigError, HiernasError
 
@@ -18,6 +18,8 @@ MAX_OBJECT_BYTES = 16 * 1024 * 1024
 """Larger objects are refused, both ways. A record has some kilobytes."""
 MAX_PREFIX_LENGTH = 400
 """Of a store within a bucket: S3's keys have at most 1,024 bytes."""
+Item = TypeVar("Item")
+Got = TypeVar("Got")
 _URLS = "expected a path, file:///path or s3://bucket/prefix"
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
@@ -67,11 +69,16 @@ def check_size(key: str, size: int) -> None:
 
 def read_many(store: Store, keys: Sequence[str]) -> Iterator[bytes]:
     """What is stored under each key, in their order; KeyError at the first that is absent."""
-    if store.parallel == 1 or len(keys) < 2:
-        yield from map(store.read, keys)
+    return at_once(store.read, keys, store.parallel)
+
+
+def at_once(act: Callable[[Item], Got], items: Sequence[Item], parallel: int) -> Iterator[Got]:
+    """What `act` makes of each, in their order, so many at the same time."""
+    if parallel == 1 or len(items) < 2:
+        yield from map(act, items)
         return
-    with ThreadPoolExecutor(store.parallel) as pool:
-        yield from pool.map(store.read, keys)
+    with ThreadPoolExecutor(parallel) as pool:
+        yield from pool.map(act, items)
 
 
 class MemoryStore:
@@ -103,18 +110,31 @@ class MemoryStore:
         return self._keys[start : bisect_left(self._keys, prefix + "\x7f")]  # no key has a character past '~'
 
 
-def open_store(url: str, make: bool = True) -> Store:
-    """A store by its URL: a path, file://… or s3://bucket/prefix.
-
-    `make`: a search will write there, so make its folder if there is none, and check that it keeps what is written once.
-    Readers and workers open without.
-    """
+def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
     except ValueError as error:
         raise ConfigError(f"store {url!r} is no URL ({error}); {_URLS}") from error
     if "@" in parts.netloc:
         raise ConfigError(f"store {parts.scheme}://…@{parts.netloc.rpartition('@')[2]}: no user or password belongs into a store's URL; {_URLS}")
+    return parts
+
+
+def address(url: str) -> str:
+    """The store's URL in the one form in which records name it: a folder's whole path, or s3://bucket/prefix."""
+    parts = _split(url)
+    if parts.scheme in ("", "file"):
+        return str(Path(url if not parts.scheme else parts.path).resolve())
+    return f"{parts.scheme}://{parts.netloc}/{parts.path.strip('/')}".rstrip("/")
+
+
+def open_store(url: str, make: bool = True) -> Store:
+    """A store by its URL: a path, file://… or s3://bucket/prefix.
+
+    `make`: a search will write there, so make its folder if there is none, and check that it keeps what is written once.
+    Readers and workers open without.
+    """
+    parts = _split(url)
     if parts.scheme in ("", "file"):
         from pipeline.directory import DirectoryStore
 

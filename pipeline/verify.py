@@ -27,6 +27,7 @@ from search.records import (
     EndReason,
     Failure,
     Metrics,
+    Moved,
     Outcome,
     OutcomeKind,
     Release,
@@ -64,6 +65,7 @@ class _Records:
     control: list[Request] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
     history: list[Outcome] = field(default_factory=list)
+    moved: Moved | None = None
     attempts: dict[tuple[int, int], Attempt] = field(default_factory=dict)
     ends: dict[tuple[int, int], End] = field(default_factory=dict)
     evaluations: dict[tuple[int, int], Metrics | Failure | Reused] = field(default_factory=dict)
@@ -124,9 +126,15 @@ def _read(store: Store, name: str, records: _Records) -> Iterator[Finding]:
 def _place(records: _Records, folder: str, key: str, record: Any) -> Iterator[Finding]:
     if folder in _SLOTS:
         slots = getattr(records, folder)
+        if folder == "history" and records.moved is not None:
+            yield _error(key, f"follows {history_key(records.moved.number)}, with which the run was moved away")
+            return
         if key != _SLOTS[folder](len(slots)):
             yield _error(_SLOTS[folder](len(slots)), f"is missing or not valid; the next found is {key}")
-        slots.append(record)
+        if isinstance(record, Moved):
+            records.moved = record
+        else:
+            slots.append(record)
     elif (pair := _PAIR.fullmatch(key)) is not None:
         place = (int(pair[2]), int(pair[3]))
         if (record.candidate, record.attempt) != place:
@@ -220,6 +228,18 @@ def _history(records: _Records) -> Iterator[Finding]:
         yield from _accepted(records, key, outcome)
         seen.add(outcome.candidate)
         previous = records.digests.get(key)
+    if records.moved is not None:
+        yield from _moved(records, records.moved, previous)
+
+
+def _moved(records: _Records, moved: Moved, previous: str | None) -> Iterator[Finding]:
+    number = len(records.history)
+    key = history_key(number)
+    yield from _stamped(records, key, moved.stamp)
+    if moved.number != number or moved.stamp.after != number:
+        yield _error(key, f"says it is entry {moved.number}, written after {moved.stamp.after}")
+    if moved.previous != previous:
+        yield _error(key, f"does not name the digest of the outcome before: this one or {history_key(number - 1) if number else 'it'} was changed")
 
 
 def _accepted(records: _Records, key: str, outcome: Outcome) -> Iterator[Finding]:

@@ -394,6 +394,26 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """The last entry of a history: the run goes on in another store. It takes the slot of the next outcome, so none can follow here."""
+
+    number: int
+    to: str
+    """The other store: a folder's path, or s3://bucket/prefix."""
+    previous: str | None
+    """SHA-256 of the bytes of the last outcome."""
+    stamp: Stamp
+    kind: Literal["moved"] = "moved"
+
+    def __post_init__(self) -> None:
+        if not self.to or re.match(r"[a-z0-9+.-]*://[^/]*@", self.to):
+            raise ValueError(f"moved to a store of {len(self.to)} characters; expected a path or s3://bucket/prefix, without a user or password")
+        if (self.previous is None) != (self.number == 0):
+            raise ValueError(f"entry {self.number} has previous digest {self.previous}; exactly number 0 has none")
+        _not_negative("moved", number=self.number)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """`control/0003.json`: what a person wants, as absolute values of the changed keys."""
 
@@ -409,4 +429,4 @@ class Request:
         Limits(max_evaluations=1).changed(self.changes)  # unknown keys and impossible values
 
 
-Record = Run | Claim | Release | Candidate | Attempt | Metrics | Failure | Reused | End | Outcome | Request
+Record = Run | Claim | Release | Candidate | Attempt | Metrics | Failure | Reused | End | Outcome | Moved | Request

@@ -17,6 +17,7 @@ from search.records import (
     End,
     EndReason,
     Hierarchical,
+    Moved,
     Outcome,
     OutcomeKind,
     Release,
@@ -94,6 +95,9 @@ class State:
     stories: list[Story] = field(default_factory=list)
     history: list[Outcome] = field(default_factory=list)
     last_digest: str | None = None
+    """SHA-256 of the last outcome's bytes."""
+    moved: Moved | None = None
+    """Where the run goes on: nothing is decided here any more."""
     past: Past = field(default_factory=Past)
     unfinished: dict[int, Story] = field(default_factory=dict)
     """Candidates without an outcome, or with an attempt that is open: all that needs looking at."""
@@ -165,12 +169,7 @@ class State:
     def outcome(self, record: Outcome, digest: str) -> None:
         """Fold the next of `history/`, whose bytes have this SHA-256."""
         story = self._story(record.candidate, "outcome")
-        if record.number != len(self.history):
-            raise Inconsistent(f"outcome {record.number} where {len(self.history)} was due")
-        if record.previous != self.last_digest:
-            raise Inconsistent(
-                f"outcome {record.number} follows one with digest {record.previous}, the one before it has {self.last_digest}: one of the two was changed"
-            )
+        self._follow(record)
         if story.outcome is not None:
             raise Inconsistent(f"outcome {record.number} is a second one for candidate {record.candidate} (first: {story.outcome.number})")
         if record.attempt >= len(story.attempts):
@@ -181,6 +180,22 @@ class State:
         self.past.accepted = len(self.history)
         self._count(story, record)
         self._settle(story)
+
+    def move(self, record: Moved) -> None:
+        """Fold the last of `history/`."""
+        self._follow(record)
+        self.moved = record
+
+    def _follow(self, record: Outcome | Moved) -> None:
+        """Check that it is the next of `history/`."""
+        if self.moved is not None:
+            raise Inconsistent(f"entry {record.number} follows entry {self.moved.number}, with which the run was moved to {self.moved.to}")
+        if record.number != len(self.history):
+            raise Inconsistent(f"outcome {record.number} where {len(self.history)} was due")
+        if record.previous != self.last_digest:
+            raise Inconsistent(
+                f"outcome {record.number} follows one with digest {record.previous}, the one before it has {self.last_digest}: one of the two was changed"
+            )
 
     def _count(self, story: Story, record: Outcome) -> None:
         self.totals.outcomes[record.outcome] = self.totals.outcomes.get(record.outcome, 0) + 1

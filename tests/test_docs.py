@@ -16,12 +16,13 @@ from pipeline.errors import ConfigError
 
 sys.path.insert(0, str(ROOT / "docs"))
 import make_config
+import make_metrics
 import make_records
 
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
-@pytest.mark.parametrize("make", [make_records, make_config], ids=["records", "config"])
+@pytest.mark.parametrize("make", [make_records, make_config, make_metrics], ids=["records", "config", "metrics"])
 def test_a_made_page_is_as_its_script_makes_it(make: Any) -> None:
     assert make.PAGE.read_text(encoding="utf-8") == make.page(), f"run `make docs`, then look at {make.PAGE.name}"
 
