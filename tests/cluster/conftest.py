@@ -116,7 +116,12 @@ class Site:
 
     def finished(self, run: str, seconds: float = WAIT_SECONDS) -> State:
         """Wait for the run's normal end, and that no Job or pod of a worker is left."""
-        until(f"the end of run {run}", lambda: self.status(run)["state"] == "finished", seconds)
+
+        def ended() -> bool:
+            found = self.status(run)
+            return found["state"] == "finished" and found["evaluated"] == found["max_evaluations"]
+
+        until(f"the end of run {run}", ended, seconds)
         selector = f"hiernas/run={run},app.kubernetes.io/component=worker"
         until("the end of its jobs", lambda: not self.objects("jobs", selector), 60)
         until("the end of its pods", lambda: not self.objects("pods", selector), 60)
