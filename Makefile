@@ -6,7 +6,7 @@ PYTHON ?= python3
 # Where this is set, imports cost two to four times as much: without cached bytecode every process compiles torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test prove-simulation check docs lock images push clean
+.PHONY: help demo test test-cluster prove-simulation check docs lock images push clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -38,6 +38,12 @@ demo: .venv/.run ## A real search on real images: run `demo` in the store runs/,
 
 test: .venv/.test ## The tests, some minutes
 	@.venv/bin/python -m pytest
+
+test-cluster: .venv/.test ## The tests on a real Kubernetes with real containers, made on this machine (Debian, root; new: 15 minutes more)
+	@.venv/bin/python tests/cluster/cluster.py install
+	@.venv/bin/python tests/cluster/cluster.py build
+	@.venv/bin/python tests/cluster/images.py
+	@.venv/bin/python -m pytest tests/cluster --durations=15
 
 prove-simulation: .venv/.test ## A million steps of simulated searches, some ten minutes; result in bench/results/
 	@.venv/bin/python tests/simulation.py --steps 1000000 --out bench/results/simulation.txt

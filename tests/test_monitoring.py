@@ -1,6 +1,7 @@
 """Rules and dashboard hold: promtool plays each alert, and a real Prometheus scrapes a real search and answers every query."""
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -38,6 +39,8 @@ QUERIES = [target["expr"] for panel in make_metrics.panels() for target in panel
 
 def tool(name: str) -> str:
     found = shutil.which(name)
+    if not found and not os.environ.get("CI"):
+        pytest.skip(f"there is no {name}; Debian's package prometheus has it")
     assert found, f"{name} is missing: apt-get install --no-install-recommends prometheus (Debian), which need not run as a service"
     return found
 
