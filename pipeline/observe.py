@@ -49,6 +49,16 @@ def job(found: Object, pods: Sequence[Object], now: float, unreachable_seconds: 
     return Job(name, JobStatus.PENDING, message=_cut(message), node=node, held_seconds=held, waits=waits)
 
 
+def queued(workload: Object) -> str:
+    """Why a Workload of Kueue does not run, in its own words; empty if it does."""
+    conditions = {str(one.get("type")): one for one in _list(workload, "status", "conditions")}
+    for kind, status in (("Deactivated", "True"), ("Evicted", "True"), ("QuotaReserved", "False"), ("Admitted", "False")):
+        one = conditions.get(kind)
+        if one is not None and one.get("status") == status:
+            return _cut(f"{one.get('reason')}: {one.get('message')}")
+    return ""
+
+
 def restarts(pod: Object) -> str:
     """Last words of a container that ended and waits to be started again; empty if there is none."""
     for one in _containers(pod):

@@ -1,6 +1,7 @@
 """`hiernas status --why`: why something waits, a line each, with what to do. Reads the cluster by the caller's own rights."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from pipeline import labels, observe
@@ -12,6 +13,8 @@ from search.records import Claim, Release
 from search.state import State
 
 Object = dict[str, Any]
+QUEUE_VERSIONS = ("v1beta2", "v1beta1")
+"""Of Kueue's API, the newest first."""
 _ADVICE = {
     Waiting.STARTING: "nothing to do",
     Waiting.UNSCHEDULABLE: "add nodes or free some; if none can ever fit, lower executor.gpus, threads or memory_gib, or correct cluster.worker_pod",
@@ -104,6 +107,11 @@ def _jobs(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
         observe.job(one, pods.get(uid, []), now, 1e9, observe.Seen(), refusals.get(uid, ())) for one in jobs if (uid := str(one["metadata"]["uid"])) is not None
     ]
     waiting = [job for job in seen if job.status is JobStatus.PENDING]
+    if any(job.waits is Waiting.SUSPENDED for job in waiting):
+        queued = _queued(namespace, api)
+        uids = {str(one["metadata"]["name"]): str(one["metadata"]["uid"]) for one in jobs}
+        waiting = [replace(job, message=f"{job.message}; {queued[uids[job.name]]}") if uids[job.name] in queued else job for job in waiting]
+        waiting.sort(key=lambda job: uids[job.name] not in queued)  # the one that is shown as an example is one that is explained
     for reason in sorted({job.waits for job in waiting if job.waits is not None}):
         some = [job for job in waiting if job.waits is reason]
         count = f"{len(some)} job{'s' if len(some) > 1 else ''} wait{'' if len(some) > 1 else 's'}"
@@ -112,6 +120,21 @@ def _jobs(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
     absent = sorted(set(missing) - {job.name for job in seen})
     if absent:
         yield f"{len(absent)} attempt{'s' if len(absent) > 1 else ''} without a job, for example {absent[0]}: the controller creates it (again) as soon as it may"
+
+
+def _queued(namespace: str, api: Api) -> dict[str, str]:
+    """What a queue (Kueue) says of its Jobs, under their UIDs: a suspended Job itself does not tell why it waits."""
+    for served in QUEUE_VERSIONS:
+        try:
+            workloads = api.list(f"/apis/kueue.x-k8s.io/{served}/namespaces/{namespace}/workloads")
+        except ApiRefusal:
+            continue
+        return {
+            str(uid): f"its queue says: {told}"
+            for one in workloads
+            if (uid := (one["metadata"].get("labels") or {}).get(labels.QUEUED_JOB)) and (told := observe.queued(one))
+        }
+    return {}
 
 
 def _advice(job: Job, run: str) -> str:
