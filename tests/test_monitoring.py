@@ -1,15 +1,11 @@
 """Rules and dashboard hold: promtool plays each alert, and a real Prometheus scrapes a real search and answers every query."""
 
 import json
-import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus import Prometheus, promtool
 from readme_commands import ROOT
 from small_run import NAME
 from test_metrics import at, expected, rounds, searcher, total
@@ -30,25 +27,10 @@ sys.path.insert(0, str(ROOT / "docs"))
 import make_metrics
 
 MONITORING = ROOT / "k8s" / "monitoring"
-PATIENCE_SECONDS = 20.0
 RULES = make_metrics.rules()
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 QUERIES = [target["expr"] for panel in make_metrics.panels() for target in panel["targets"]]
-
-
-def tool(name: str) -> str:
-    found = shutil.which(name)
-    if not found and not os.environ.get("CI"):
-        pytest.skip(f"there is no {name}; Debian's package prometheus has it")
-    assert found, f"{name} is missing: apt-get install --no-install-recommends prometheus (Debian), which need not run as a service"
-    return found
-
-
-def promtool(*arguments: str | Path) -> str:
-    result = subprocess.run([tool("promtool"), *map(str, arguments)], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 def rules_file(folder: Path) -> Path:
@@ -294,66 +276,6 @@ def test_prometheus_accepts_the_configs_of_the_page(tmp_path: Path) -> None:
 # -- a real Prometheus
 
 
-class Prometheus:
-    """A server of this test alone, on a loopback port, that scrapes one exporter four times a second."""
-
-    def __init__(self, folder: Path, target: int) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        config = {
-            "global": {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "1s"},
-            "rule_files": [str(rules_file(folder))],
-            "scrape_configs": [
-                {"job_name": "hiernas", "static_configs": [{"targets": [f"127.0.0.1:{target}"], "labels": {"pod": "small-controller", "namespace": "n"}}]}
-            ],
-        }
-        (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-        promtool("check", "config", folder / "prometheus.yaml")
-        self._log = (folder / "log").open("wb")
-        self._process = subprocess.Popen(
-            [
-                tool("prometheus"),
-                f"--config.file={folder / 'prometheus.yaml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address={self.url.removeprefix('http://')}",
-            ],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
-
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """The instant vector that a query gives now; fails if it is refused."""
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}", timeout=20) as answer:
-            found = json.load(answer)
-        assert found["status"] == "success"
-        assert found.get("warnings", []) == []
-        vector: list[dict[str, Any]] = found["data"]["result"]
-        return vector
-
-    def value(self, expression: str) -> float | None:
-        """The one value that a query gives; None before there is one."""
-        found = self.query(expression)
-        assert len(found) < 2
-        return float(found[0]["value"][1]) if found else None
-
-    def until(self, expression: str, value: float) -> None:
-        """Wait until a query gives that value."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            try:
-                if self.value(expression) == value:
-                    return
-            except OSError:  # it has not begun to listen
-                assert self._process.poll() is None, Path(self._log.name).read_text()
-            assert time.monotonic() < deadline, expression
-            time.sleep(0.1)
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(20)
-        self._log.close()
-
-
 @dataclass(frozen=True)
 class Scraped:
     """A search that has finished under the eyes of Prometheus."""
@@ -369,7 +291,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     store = DirectoryStore(folder / "store")
     counted = CountedStore(store)
     exporter = Exporter(NAME, counted)
-    prometheus = Prometheus(folder, exporter.serve(0, "127.0.0.1"))
+    prometheus = Prometheus(folder, f"127.0.0.1:{exporter.serve(0, '127.0.0.1')}", rules_file(folder))
     try:
         steps = rounds(searcher(counted), exporter)
         for _, _ in zip(range(8), steps, strict=False):
