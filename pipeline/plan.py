@@ -22,6 +22,9 @@ from search.records import (
 )
 from search.state import State, Story
 
+RAMP = 16
+"""Jobs that may wait in a cluster where fewer run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Accept:
@@ -218,13 +221,24 @@ def given_up(story: Story, limits: Limits) -> OutcomeKind | None:
     return None
 
 
+def _most_pending(limits: Limits, view: View) -> int | None:
+    """How many jobs may wait for a place; None: no bound. Unless a person says otherwise, a cluster is asked for no more than it has shown to have.
+
+    So a search ramps up, doubling what runs, instead of throwing hundreds of pods at a registry and a store at once; and a
+    cluster that is full, or still adds nodes, sees demand all the same.
+    """
+    if limits.max_pending is not None or not view.survives:
+        return limits.max_pending
+    return max(RAMP, sum(job.status is JobStatus.RUNNING for job in view.jobs.values()))
+
+
 def _work(state: State, view: View) -> Iterator[Action]:
     limits = limits_of(state)
     held = view.interrupted or view.now or holds(state, gpu_seconds(state, view)) is not None
     room = 0 if view.refused else limits.workers - state.open_attempts
-    pending = sum(job.status is JobStatus.PENDING for job in view.jobs.values())
-    if limits.max_pending is not None:
-        room = min(room, limits.max_pending - pending)
+    most = _most_pending(limits, view)
+    if most is not None:
+        room = min(room, most - sum(job.status is JobStatus.PENDING for job in view.jobs.values()))
     for index, story in sorted(state.unfinished.items()):
         running = story.running
         if running is not None and running.executor == CONTROLLER:
@@ -244,11 +258,13 @@ def _breed(state: State, view: View) -> Iterator[Action]:
     if view.waits or view.interrupted or view.now or holds(state, gpu_seconds(state, view)) is not None:
         return
     proposed = len(state.stories)
-    # max_pending holds back breeding too, so that candidates come from a fresh population.
+    # What may not start holds back breeding too, so that candidates come from a fresh population.
     waiting = state.in_flight - state.open_attempts
-    if limits.max_pending is not None and waiting >= limits.max_pending:
-        return
-    for index in range(proposed, min(limits.max_evaluations, proposed + limits.workers - state.in_flight)):
+    most = _most_pending(limits, view)
+    room = limits.workers - state.in_flight
+    if most is not None:
+        room = min(room, most - waiting)
+    for index in range(proposed, min(limits.max_evaluations, proposed + room)):
         yield Propose(index)
 
 

@@ -25,7 +25,7 @@ class Limits:
     workers: int = 2
     """Attempts open at once. Lowering it drains, it never kills."""
     max_pending: int | None = None
-    """Attempts that may wait for a place to run; None: no bound."""
+    """Attempts that may wait for a place to run; None: on a cluster as many as run there, but 16 at least; else no bound."""
     max_gpu_hours: float | None = None
     """GPU-hours held, counted at dispatch; then running attempts finish and the run pauses. None: no bound."""
     max_attempts: int = 3

@@ -8,11 +8,12 @@ from small_run import COUNT, LIMITS, NAME, RUN, Passing, check_finished, control
 
 from pipeline.controller import Controller
 from pipeline.errors import DamagedRun, Overtaken
+from pipeline.executor import Job, JobSpec, JobStatus
 from pipeline.requests import request
 from pipeline.run import RunFolder, candidate_key, history_key
 from pipeline.store import MemoryStore, Store
 from search.evolution import Evolution
-from search.limits import Desire
+from search.limits import Desire, Limits
 from search.records import (
     CONTROLLER,
     Claim,
@@ -304,3 +305,48 @@ def test_verify_derives_each_candidate_again(finished: MemoryStore, field: str) 
     }[field]
     assert forged != candidate
     assert key in {finding.key for finding in errors(changed(finished, {key: encode(forged, key, RUN.run_id)}))}
+
+
+class Slow:
+    """A cluster in which as many jobs run as it is told to let run; the others wait."""
+
+    name = "slow"
+    survives = True
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.running = 0
+
+    def start(self, spec: JobSpec) -> None:
+        """See Executor."""
+        self.names.append(spec.name)
+
+    def jobs(self) -> list[Job]:
+        """See Executor."""
+        return [Job(name, JobStatus.RUNNING if at < self.running else JobStatus.PENDING) for at, name in enumerate(self.names)]
+
+    def delete(self, name: str) -> None:
+        """See Executor."""
+
+    def wait(self, seconds: float) -> None:
+        """See Executor."""
+
+    def close(self) -> None:
+        """See Executor."""
+
+
+@pytest.mark.parametrize(("max_pending", "started"), [(None, [16, 16, 26, 52, 100, 100]), (3, [3, 3, 6, 9, 12, 15])])
+def test_a_cluster_is_asked_for_no_more_than_it_has_shown_to_have(max_pending: int | None, started: list[int]) -> None:
+    store = MemoryStore()
+    one = controller(store, limits=Limits(max_evaluations=1000, workers=100, max_pending=max_pending), run=replace(RUN, strategy=Evolution(200, 20)))
+    cluster = Slow()
+    one.executor = cluster
+    assert one.claim()
+    found = []
+    for running in (0, 0, 10, 30, 70, 100):
+        cluster.running = running
+        one.step()
+        found.append(len(cluster.names))
+    assert found == started
+    assert errors(store) == []
+    assert len(one.state.stories) - len(cluster.names) <= 16  # nor are more candidates bred than may start
