@@ -198,14 +198,14 @@ class Controller:
         """Claim and step until the run needs no controller; None when there was nothing to do.
 
         Only the first claim raises Unavailable: a command with a wrong address must say so at once. Interrupted where attempts
-        outlive the controller, it leaves at once and writes nothing: they go on, and the next controller finds them.
+        outlive the controller, it releases at once: they go on, and the next controller, whoever's it is, finds them.
         """
         reason = None
         claimed = self.claim()
         while claimed:
             while (reason := self._patiently(lambda: self._round(observer), pace_seconds)) is None:
                 if self.leaves:
-                    return ReleaseReason.INTERRUPTED
+                    return self._leave()
                 self.executor.wait(pace_seconds)
             if reason is ReleaseReason.INTERRUPTED:
                 break
@@ -216,6 +216,14 @@ class Controller:
     def leaves(self) -> bool:
         """Whether a person wants this controller, and it alone, to end."""
         return self.executor.survives and self.interrupts > 0
+
+    def _leave(self) -> ReleaseReason:
+        """Give up the charge while jobs run. If that cannot be written now, a restart or `--take-over` does without."""
+        try:
+            self._release(ReleaseReason.INTERRUPTED)
+        except (Unavailable, SlotTaken) as error:
+            log.warning("left without a release run=%s error=%s", self.folder.name, error)
+        return ReleaseReason.INTERRUPTED
 
     def _round(self, observer: Callable[["Controller", plan.View], None]) -> ReleaseReason | None:
         if self.leaves:
@@ -273,6 +281,8 @@ class Controller:
         except Unavailable:
             self._stale = True  # it may have been a write, and it may have landed
             raise
+        if not self._stale:
+            self.folder.keep(self.state)
         return view, None
 
     def observe(self) -> plan.View:
@@ -454,11 +464,14 @@ class Controller:
         """Release, unless a person has asked for something meanwhile."""
         if self._new_requests():
             return False
+        self._release(reason)
+        return True
+
+    def _release(self, reason: ReleaseReason) -> None:
         release = Release(reason, self._stamp())
         self._write(controller_key(self._slot + 1), release)
         self.state.claim_or_release(release)
         log.info("released run=%s reason=%s", self.folder.name, reason.value)
-        return True
 
 
 def _result(evaluation: Evaluation) -> tuple[OutcomeKind, float | None, float]:
