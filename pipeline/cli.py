@@ -68,12 +68,18 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from pipeline.launch import submit
+    from pipeline.launch import described, submit
 
     arguments.executor, arguments.workers = "kubernetes", None
     config = _config(arguments)
     url = _store_url(arguments.store, config.store)
-    done = submit(config, Path(arguments.config).read_text(encoding="utf-8"), url)
+    text = Path(arguments.config).read_text(encoding="utf-8")
+    if arguments.dry_run:
+        import yaml
+
+        print(yaml.safe_dump_all(described(config, text, url), sort_keys=False), end="")
+        return 0
+    done = submit(config, text, url, arguments.take_over)
     assert config.cluster is not None
     print(
         f"run {config.run!r} in namespace {config.cluster.namespace!r}: {done}\n"
@@ -266,6 +272,7 @@ _EXAMPLES = {
 All keys of a config: docs/config.md. What to do when something goes wrong: docs/operations.md.""",
     "submit": """
   hiernas submit search.yaml --store s3://bucket/runs
+  hiernas submit search.yaml --dry-run
 
 Again with other limits: they are asked for, like `hiernas set`. With another image or other resources: the controller is
 replaced, running workers go on. KUBECONFIG says which cluster; docs/config.md, section cluster, what is created there.""",
@@ -384,9 +391,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--no-lock", action="store_true", help=argparse.SUPPRESS)
     run.add_argument("--submitted", action="store_true", help=argparse.SUPPRESS)  # what the controller's pod runs
 
-    add("submit", _submit, "Run a search on a Kubernetes cluster: its controller and its workers as pods.", run=False).add_argument(
-        "config", metavar="CONFIG", help="YAML file with a section `cluster`"
-    )
+    submit = add("submit", _submit, "Run a search on a Kubernetes cluster: its controller and its workers as pods.", run=False)
+    submit.add_argument("config", metavar="CONFIG", help="YAML file with a section `cluster`")
+    submit.add_argument("--dry-run", action="store_true", help="print what would be created, as YAML, and touch neither store nor cluster")
+    submit.add_argument("--take-over", action="store_true", help="replace a controller outside of the cluster that is gone, or still runs")
 
     add("ls", _ls, "List the runs of a store.", run=False).add_argument("--json", action="store_true", help="for scripts")
     status = add("status", _status, "Say where a run stands, from its records.")

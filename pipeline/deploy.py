@@ -18,8 +18,9 @@ from pipeline.clock import Clock
 from pipeline.cluster import ClusterConfig
 from pipeline.controller import Place
 from pipeline.errors import ConfigError, ExecutorUnavailable, HiernasError
+from pipeline.executor import JobSpec, job_name
 from pipeline.kubernetes import KubernetesExecutor, explain_refusal
-from search.records import Run
+from search.records import Resources, Run
 
 Object = dict[str, Any]
 log = logging.getLogger("hiernas.deploy")
@@ -88,6 +89,18 @@ def objects(run: Run, store: str, cluster: ClusterConfig, config: str, lease_uid
     settings = manifest.config_map(config, origin, cluster.namespace)
     job = manifest.controller_job(origin, cluster, "")
     return [settings, manifest.controller_job(origin, cluster, _digest([settings["data"], job]))]
+
+
+def described(run: Run, store: str, cluster: ClusterConfig, config: str, resources: Resources) -> list[Object]:
+    """What would be created, with words in the place of what only the cluster and the records know."""
+    unknown = "<known-once-it-is-created>"
+    origin = manifest.Origin(run.name, run.run_id, store, unknown, version("hiernas"))
+    spec = JobSpec(job_name(run.name, 0, 0), run.name, 0, 0, resources, unknown)
+    return [
+        manifest.lease(run.name, run.run_id, store, cluster.namespace, version("hiernas")),
+        *objects(run, store, cluster, config, unknown),
+        manifest.worker_job(spec, origin, cluster),
+    ]
 
 
 def _digest(what: object) -> str:

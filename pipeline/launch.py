@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -29,12 +29,12 @@ from pipeline.plan import View
 from pipeline.processes import ProcessExecutor
 from pipeline.progress import Progress
 from pipeline.requests import request
-from pipeline.run import RunFolder
+from pipeline.run import RunFolder, SlotTaken, controller_key
 from pipeline.status import word
 from pipeline.store import Store, open_store
 from pipeline.worker import TRAINER
 from search.limits import Limits
-from search.records import Claim, Release, ReleaseReason, Run
+from search.records import Claim, Release, ReleaseReason, Run, Stamp
 
 if TYPE_CHECKING:
     from pipeline.metrics import Exporter
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("hiernas.launch")
 PACE_SECONDS = {"processes": 0.5, "inline": 0.5, "kubernetes": 2.0}
 """Longest wait between two rounds; a local worker that ends wakes the controller at once."""
+CLUSTER_OWNER = "@cluster-"
+"""In the owner of a controller that runs as a pod."""
 LINGER_SECONDS = 45.0
 """How long the last numbers stay up in a pod: more than a scrape interval."""
 
@@ -211,7 +213,7 @@ def _control(
     return reason
 
 
-def submit(config: Config, text: str, store_url: str) -> str:
+def submit(config: Config, text: str, store_url: str, take_over: bool = False) -> str:
     """Begin the run, or ask for its changed limits, and make its objects in the cluster; returns in a few words what was done."""
     deploy = _cluster_module()
     assert config.cluster is not None
@@ -222,9 +224,38 @@ def submit(config: Config, text: str, store_url: str) -> str:
     api = deploy.Api()
     before = deploy.submitted_config(api, config.run, config.cluster)
     begin(config, fresh, folder, None if before is None else parse_config(before, "the config in the cluster").limits)
+    _hand_over(folder, take_over)
     put_data(config, store, store_url)
     done: str = deploy.apply(api, folder.run, store_url, config.cluster, text)
     return done
+
+
+def _hand_over(folder: RunFolder, take_over: bool) -> None:
+    """See that a controller in the cluster may take charge: who is in charge outside of it gives way only if told to."""
+    state = folder.load()
+    last = state.controllers[-1] if state.controllers else None
+    if not isinstance(last, Claim) or CLUSTER_OWNER in last.owner:
+        return
+    if not take_over:
+        raise Overtaken(
+            f"run {folder.name!r} is in the charge of {last.owner} (since {last.at:.0f}). End that controller first (Ctrl-C, or "
+            f"`hiernas stop {folder.name}`); if it is gone for good, give --take-over"
+        )
+    me, number, now = place(), len(state.controllers), SystemClock().now()
+    claim = Claim(me.nonce, me.owner, me.incarnation, last.controller, last.executor, last.limits, now)
+    try:
+        folder.create(controller_key(number), claim)
+        folder.create(controller_key(number + 1), Release(ReleaseReason.INTERRUPTED, Stamp(me.nonce, now, len(state.history), len(state.requests))))
+    except SlotTaken as taken:
+        raise Overtaken(f"run {folder.name!r} was taken over by another controller meanwhile ({taken.key}); see `hiernas status {folder.name}`") from taken
+
+
+def described(config: Config, text: str, store_url: str) -> list[dict[str, Any]]:
+    """What `submit` would create, and the Job of a first worker as an example; touches neither store nor cluster."""
+    deploy = _cluster_module()
+    assert config.cluster is not None
+    found: list[dict[str, Any]] = deploy.described(config.what("0" * 32), store_url, config.cluster, text, config.executor.resources())
+    return found
 
 
 def closing(controller: Controller, reason: ReleaseReason | None) -> str:
