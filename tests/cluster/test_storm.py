@@ -84,19 +84,15 @@ class Storm:
         before = len(self.state().history)
         until("more outcomes", lambda: len(self.state().history) > before, 120)
 
-    def kill_controller(self) -> None:
-        """SIGKILL to the process in the pod, as the kernel does it."""
-        name = self.pod(CONTROLLERS)
+    def signal(self, pod: str, number: signal.Signals) -> None:
+        """Send a signal to the process in a pod as its node's kernel does: from outside of the container."""
         ctr = ["ctr", "--address", f"{self.site.cluster.state}/containerd.sock", "--namespace", "k8s.io"]
-        label = f'labels."io.kubernetes.pod.name"=={name}'
+        label = f'labels."io.kubernetes.pod.name"=={pod}'
         ids = subprocess.run([*ctr, "containers", "ls", "--quiet", label], check=True, capture_output=True, text=True).stdout.split()
         tasks = subprocess.run([*ctr, "tasks", "ls"], check=True, capture_output=True, text=True).stdout.splitlines()[1:]
-        for line in tasks:
-            task, pid, _ = line.split()
-            if task in ids and b"hiernas" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(int(pid), signal.SIGKILL)
-                return
-        raise AssertionError(f"no process of pod {name}")
+        pids = [int(pid) for task, pid, _ in (line.split() for line in tasks) if task in ids]
+        (pid,) = [pid for pid in pids if b"hiernas" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(pid, number)
 
     def evict(self) -> None:
         name = self.pod(WORKERS)
@@ -120,7 +116,7 @@ def test_everything_happens_to_one_search(site: Site) -> None:
 
     # The controller dies, and is replaced.
     claims = len(storm.claims())
-    storm.kill_controller()
+    storm.signal(storm.pod(CONTROLLERS), signal.SIGKILL)
     until("a new claim", lambda: len(storm.claims()) > claims, 120)
     storm.goes_on()
     claims, workers = len(storm.claims()), {pod["metadata"]["name"] for pod in storm.pods(WORKERS)}
@@ -162,7 +158,7 @@ def test_everything_happens_to_one_search(site: Site) -> None:
 
     # The node falls silent with workers on it, and comes back.
     lost = storm.ends(EndReason.NODE_LOST)
-    storm.pod(WORKERS)
+    storm.signal(storm.pod(WORKERS), signal.SIGSTOP)  # with its node: else it would write its evaluation all the same
     site.cluster.kill("kubelet")
 
     def attempted_again() -> bool:
