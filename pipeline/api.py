@@ -53,7 +53,7 @@ class Api:
             if in_cluster():
                 kubernetes_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
             else:
-                kubernetes_config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+                kubernetes_config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)  # type: ignore[no-untyped-call]
         except (kubernetes_config.ConfigException, OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"no Kubernetes cluster is known here: {error}; set KUBECONFIG, or run this in a pod with a service account") from error
         configuration.retries = Retry(0)  # what is asked again is decided here

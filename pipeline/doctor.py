@@ -99,8 +99,8 @@ def _cluster(config: Config, cluster: ClusterConfig, url: str, run_id: str | Non
     except ConfigError as error:
         yield checks.failed("cluster", str(error), "the rest was not looked at")
         return
-    from pipeline.premises import Site
     from pipeline.premises import examine as examine_site
+    from pipeline.site import Site
 
     yield from examine_site(Site(api, config, cluster, url, run_id))
 
@@ -162,7 +162,7 @@ def line(check: Check, colour: bool) -> str:
     if colour:
         word = f"\x1b[{_COLOURS[check.verdict]}m{word}\x1b[0m"
     told = " ".join(f"{check.found}{f' — {check.do}' if check.do else ''}".split())
-    return f"{word} {check.name:22} {told}"
+    return f"{word} {check.name:24} {told}"
 
 
 def tell(found: Iterable[Check], out: TextIO, as_json: bool) -> bool:

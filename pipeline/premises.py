@@ -2,21 +2,16 @@
 
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
-from pipeline import capacity, checks, labels, manifest, rights
+from pipeline import capacity, checks, labels, rights
 from pipeline.api import Api, ApiRefusal
 from pipeline.checks import Check, Verdict
-from pipeline.cluster import ClusterConfig
-from pipeline.config import Config
 from pipeline.errors import ExecutorUnavailable, HiernasError
-from pipeline.executor import JobSpec
 from pipeline.kubernetes import explain_refusal
+from pipeline.site import Site
 
 Object = dict[str, Any]
 OLDEST = (1, 31)
@@ -28,54 +23,6 @@ _WARNING = re.compile(r'\d{3} \S+ "((?:\\.|[^"\\])*)"')
 _ROLES = ("eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id")
 """Annotations by which a service account gets a cloud's identity."""
 _LOOPBACK = re.compile(r"https?://(localhost|127\.|\[::1\])")
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A run as it would be submitted."""
-
-    api: Api
-    config: Config
-    cluster: ClusterConfig
-    store: str
-    run_id: str | None
-    """Of the run in the store; None: it would be a new one."""
-
-    @property
-    def core(self) -> str:
-        """Path of the namespace."""
-        return f"/api/v1/namespaces/{self.cluster.namespace}"
-
-    def get(self, path: str) -> Object | None:
-        """One object, or None."""
-        try:
-            return self.api.get(path)
-        except ApiRefusal as refusal:
-            if refusal.status == 404:
-                return None
-            raise
-
-    def origin(self) -> manifest.Origin:
-        """Of objects that are only tried."""
-        return manifest.Origin(self.config.run, self.run_id or "0" * 32, self.store, "00000000-0000-0000-0000-000000000000", version("hiernas"))
-
-    def worker(self) -> Object:
-        """The Job of a worker, as the first attempt would have it."""
-        spec = JobSpec(self._name(), self.config.run, 0, 0, self.config.executor.resources(), "0" * 64)
-        return _tried(manifest.worker_job(spec, self.origin(), self.cluster), spec.name)
-
-    def controller(self) -> Object:
-        """The Job of the controller."""
-        return _tried(manifest.controller_job(self.origin(), self.cluster, "0" * 64), self._name())
-
-    def _name(self) -> str:
-        return f"{self.config.run}-doctor-{secrets.token_hex(3)}"
-
-
-def _tried(job: Object, name: str) -> Object:
-    """Under a name that is free; without its owner, which may not be there yet."""
-    job["metadata"] = {key: value for key, value in job["metadata"].items() if key != "ownerReferences"} | {"name": name}
-    return job
 
 
 def examine(site: Site) -> Iterator[Check]:

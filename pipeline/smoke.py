@@ -81,7 +81,7 @@ def tiny(config: Config, text: str, name: str, pool: Pool) -> tuple[Config, str]
 def _pools(api: "Api", config: Config) -> list[Pool]:
     """Of nodes that can take a worker; [None] where nodes may not be read, are in no pool, or are made on demand."""
     from pipeline.api import ApiRefusal
-    from pipeline.premises import Site
+    from pipeline.site import Site
 
     assert config.cluster is not None
     pod = Site(api, config, config.cluster, "", None).worker()["spec"]["template"]["spec"]
@@ -176,10 +176,10 @@ class _Trial:
 
     def check(self) -> Check:
         if self.error:
-            return checks.failed(self.name, self.error, "a search would fail alike")
-        return _judged(self.name, self.config.run, self.store, self._times())
+            return checks.failed(self.name, self.error, "a search would fare alike")
+        return _judged(self.name, self.config.run, self.store, self.times())
 
-    def _times(self) -> str:
+    def times(self) -> str:
         said = []
         for component in (labels.CONTROLLER, labels.WORKER):
             pods = [pod for pod in self.pods.values() if (pod["metadata"].get("labels") or {}).get("app.kubernetes.io/component") == component]
@@ -222,6 +222,8 @@ def _watch(runs: list[_Trial]) -> None:
             for one, state in states:
                 if one in waiting and state is not None:
                     one.tell(state)
+    for one in waiting:
+        one.error = f"not done after {time.time() - one.began:.0f} s: {one.told or 'nothing was told of it'}; {one.times()}; records stay in {one.store}/{one.config.run}"
 
 
 def _patience(config: Config) -> float:

@@ -69,6 +69,10 @@ class S3Server:
             self._process.wait()
             self._process = None
 
+    def stop(self) -> None:
+        """Whatever runs for it, at once."""
+        self.kill()
+
 
 @contextlib.contextmanager
 def environment(url: str) -> Iterator[None]:
@@ -93,6 +97,8 @@ class Exchange:
 
     def __init__(self, method: str, path: str) -> None:
         self.method, self.path = method, path
+        self.drop: tuple[str, ...] = ()
+        """Headers that the server does not see."""
         self.reach = True
         """Whether the server sees the request."""
         self.answer: int | None = None
@@ -127,7 +133,7 @@ class Proxy:
                 if exchange.reach:
                     connection = HTTPConnection(server.host, server.port, timeout=30)
                     try:
-                        connection.request(self.command, self.path, body, dict(self.headers.items()))
+                        connection.request(self.command, self.path, body, {name: value for name, value in self.headers.items() if name not in exchange.drop})
                         response = connection.getresponse()
                         real = response.read()
                     except OSError:
