@@ -17,6 +17,7 @@ from pipeline.executor import Job, JobSpec, JobStatus
 from pipeline.inline import InlineExecutor
 from pipeline.move import end_history
 from pipeline.run import RunFolder, control_key
+from pipeline.snapshots import SEGMENT
 from pipeline.store import MAX_OBJECT_BYTES, MemoryStore, Store
 from pipeline.verify import verify
 from pipeline.worker import Task, work
@@ -398,6 +399,10 @@ bytes, so that SHA-256 digests can name it. Around every record stands the same 
 Reading is strict: at most {MAX_OBJECT_BYTES // 1024**2} MiB; no field twice, none unknown, none missing; no NaN, no Infinity; types and ranges as below.
 An evaluation that is not valid is the platform's fault: it stays as evidence, and the next attempt names it as rejected. Any
 other record that is not valid stops the run with exit code 4 ([what to do](operations.md)).
+
+`snapshots/000128.json` is no record but a copy of some: one line with `schema_name` `snapshot`, `version`, `run_id`, `key` and the
+`sha256` of the rest, then the candidates, attempts, ends and history entries of {SEGMENT} outcomes, a line each, as they are in their own
+places. It spares a restart most of its reads, decides nothing and may be deleted ([how it is used](decisions/0010-snapshots.md)).
 
 Numbers in keys have six digits, more from a million on. In a store that is a directory, the second and later thousands of a
 folder lie in folders of their own: `history/001234.json` is the file `history/001/001234.json`.

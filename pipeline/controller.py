@@ -462,6 +462,8 @@ class Controller:
 
     def _finish(self, reason: ReleaseReason) -> bool:
         """Release, unless a person has asked for something meanwhile."""
+        while self.folder.keep(self.state):  # whoever looks at the run later reads few objects
+            pass
         if self._new_requests():
             return False
         self._release(reason)

@@ -1,13 +1,18 @@
 """A run's folder in a store: typed records under their keys, and the state that they add up to."""
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pipeline import snapshots
 from pipeline.codec import BadRecord, decode, encode, sha256
-from pipeline.errors import ConfigError, DamagedRun
-from pipeline.store import BadObject, Store, read_many
+from pipeline.errors import ConfigError, DamagedRun, Unavailable
+from pipeline.snapshots import snapshot_key
+from pipeline.store import BadObject, Store, at_once, read_many
 from search.records import Attempt, End, Evaluation, Moved, Outcome, Record, Run
-from search.state import Inconsistent, State
+from search.state import Inconsistent, State, Story
+
+log = logging.getLogger("hiernas.run")
 
 
 class SlotTaken(Exception):
@@ -60,6 +65,12 @@ class RunFolder:
         self.store = store
         self.name = name
         self._run: Run | None = None
+        self._known: dict[str, tuple[Any, str]] = {}
+        """What `load` has read so far, with the SHA-256 of its bytes: a record never changes, so each is read once."""
+        self._slots: dict[str, list[str]] = {}
+        """Keys that `load` has found in folders that fill slot by slot: only what follows is listed again."""
+        self._kept: int | None = None
+        """Length of the history that snapshots hold, as far as this one has looked; None: not at all."""
 
     @property
     def run(self) -> Run:
@@ -186,10 +197,26 @@ class RunFolder:
         )
 
     def load(self) -> State:
-        """Fold every record. What depends is listed before what it depends on, so a live run reads as a whole."""
+        """Fold every record. DamagedRun where they do not add up: said only of what all objects themselves hold, read anew and without snapshots."""
+        if not self._known:
+            self._known = self._from_snapshots()
+        remembered = bool(self._known)
+        try:
+            return self._add_up()
+        except DamagedRun as error:
+            self._known, self._slots = {}, {}
+            if not remembered:
+                raise
+            log.warning("reading every object again, without snapshots run=%s error=%s", self.name, error)
+        return self._add_up()
+
+    def _add_up(self) -> State:
+        """What depends is listed before what it depends on, so a live run reads as a whole."""
         state = State(self.run)
-        history, ends, attempts = self.keys("history"), self.keys("ends"), self.keys("attempts")
-        candidates, requests, controllers = self.keys("candidates"), self.keys("control"), self.keys("controllers")
+        history, ends, attempts = self._filled("history"), self.keys("ends"), self.keys("attempts")
+        candidates, requests, controllers = self._filled("candidates"), self.keys("control"), self.keys("controllers")
+        if history:
+            self._known.pop(history[-1], None)  # the chain goes back from it: read itself, it vouches for every outcome that a snapshot holds
         self._fold(requests, control_key, lambda record, _: state.request(record))
         self._fold(controllers, controller_key, lambda record, _: state.claim_or_release(record))
         self._fold(candidates, candidate_key, lambda record, _: state.candidate(record))
@@ -205,13 +232,78 @@ class RunFolder:
             for at, key in enumerate(keys):
                 if key != slot(at):
                     raise self.damaged(slot(at), f"it is missing, the next one found is {key}")
-        for key, record, digest in self.records(keys):
+        for key, record, digest in self._remembered(keys):
             if slot is None and key != _own_key(record):
                 raise self.damaged(key, "its name does not fit its content")
             try:
                 apply(record, digest)
             except Inconsistent as error:
                 raise self.damaged(key, error) from error
+
+    def _filled(self, folder: str) -> list[str]:
+        """Sorted keys of a folder in which slot n+1 is filled after slot n."""
+        before = self._slots.get(folder, [])
+        self._slots[folder] = before + self.keys(folder, before[-1] if before else None)
+        return self._slots[folder]
+
+    def _remembered(self, keys: list[str]) -> Iterator[tuple[str, Any, str]]:
+        """As `records`, but nothing is read twice."""
+        new = self.records([key for key in keys if key not in self._known])
+        for key in keys:
+            if key not in self._known:
+                _, *found = next(new)
+                self._known[key] = (found[0], found[1])
+            yield key, *self._known[key]
+
+    # -- snapshots (pipeline.snapshots)
+
+    def _from_snapshots(self) -> dict[str, tuple[Any, str]]:
+        """Every record that a snapshot holds, with its SHA-256."""
+        found: dict[str, tuple[Any, str]] = {}
+        for held in at_once(self._snapshot, self.keys(snapshots.FOLDER), self.store.parallel):
+            found |= held
+        return found
+
+    def _snapshot(self, key: str) -> dict[str, tuple[Any, str]]:
+        try:
+            run_id = self.run.run_id
+            held = snapshots.unpack(self.raw(key), key, run_id)
+            return {own: (decode(data, own, run_id), sha256(data)) for own, data in held.items()}
+        except (KeyError, BadObject, BadRecord) as error:
+            log.info("ignored a snapshot run=%s key=%s error=%s", self.name, key, error)
+            return {}
+
+    def keep(self, state: State) -> bool:
+        """Write the next snapshot that there is none of, once nothing that it holds is open; whether it did. A store that refuses it stops nothing."""
+        if self._kept is None:
+            there = set(self.keys(snapshots.FOLDER)) if len(state.history) >= snapshots.SEGMENT else set()
+            self._kept = 0
+            while snapshot_key(self._kept + snapshots.SEGMENT) in there:
+                self._kept += snapshots.SEGMENT
+        end = self._kept + snapshots.SEGMENT
+        if len(state.history) < end or any(outcome.candidate in state.unfinished for outcome in state.history[self._kept : end]):
+            return False
+        outcomes, self._kept = state.history[self._kept : end], end
+        stories = [state.stories[outcome.candidate] for outcome in outcomes]
+        key, run_id = snapshot_key(end), self.run.run_id
+        held = [encode(record, own, run_id) for own, record in _records_of(stories)]
+        try:
+            self.store.create(f"{self.name}/{key}", snapshots.pack(held, key, run_id))
+        except (Unavailable, BadObject) as error:
+            log.warning("no snapshot: a restart reads its records one by one run=%s key=%s error=%s", self.name, key, error)
+            return False
+        return True
+
+
+def _records_of(stories: list[Story]) -> Iterator[tuple[str, Record]]:
+    """What a snapshot of these candidates holds, each with its key."""
+    for story in stories:
+        index = story.candidate.index
+        yield candidate_key(index), story.candidate
+        yield from ((attempt_key(index, attempt.attempt), attempt) for attempt in story.attempts)
+        yield from ((end_key(index, attempt), end) for attempt, end in sorted(story.ends.items()))
+        if story.outcome is not None:
+            yield history_key(story.outcome.number), story.outcome
 
 
 def _fold_entry(state: State, record: Outcome | Moved, digest: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pipeline import snapshots
 from pipeline.codec import FOLDERS, BadRecord, decode, encode, sha256
 from pipeline.executor import job_name
 from pipeline.run import attempt_key, candidate_key, control_key, controller_key, end_key, evaluation_key, history_key
@@ -107,6 +108,8 @@ def _read(store: Store, name: str, records: _Records) -> Iterator[Finding]:
     for full in store.list(f"{name}/"):
         key = full.removeprefix(f"{name}/")
         folder = key.split("/", 1)[0]
+        if folder == snapshots.FOLDER:  # derived: whatever lies there decides nothing
+            continue
         if folder not in FOLDERS:
             yield Finding(Level.NOTE, key, "is no record of this version")
             continue

@@ -6,9 +6,13 @@ G[i][j] = k puts operation k of the level below on the edge from node j to node 
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 TEXT_LIMIT = 20_000
 """Longest text that is read, in characters. The paper's genotype has 119."""
+
+MOTIFS_KEPT = 2**15
+"""Read motifs that are remembered. A child shares all motifs but one with its parent, so a run has hardly more of them than candidates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,7 @@ class Genotype:
         return hashlib.sha256(self.to_text().encode()).hexdigest()
 
 
+@lru_cache(MOTIFS_KEPT)
 def _motif_from_text(part: str, place: str) -> Motif:
     rows = []
     for at, row in enumerate(part.split("."), start=1):

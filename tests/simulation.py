@@ -25,11 +25,12 @@ from types import SimpleNamespace
 from unittest import mock
 
 from greenlet import getcurrent, greenlet
-from small_run import RUN
+from small_run import RUN, Passing
 from trainers import instant
 
 import pipeline.codec
 import pipeline.run
+import pipeline.snapshots
 import pipeline.verify
 from pipeline.codec import BadRecord
 from pipeline.controller import Controller, Place
@@ -52,6 +53,8 @@ STORM_STEPS = 1500
 """Steps a seed under faults; then the world calms down and the run must come to its end."""
 CALM_STEPS = 6000
 """Steps within which a run that is left alone must be finished."""
+SEGMENT = 3
+"""Outcomes in a snapshot: so few that every seed's controllers write some."""
 BLOWS = {"kill": 3, "freeze": 3, "long freeze": 2, "thaw": 3, "interrupt": 1, "start": 4, "person": 4, "platform": 12, "outage": 1, "refuse": 1}
 """What fate may do, and how often in relation to the rest."""
 LIMITS = Limits(max_evaluations=16, workers=3, max_attempts=4, max_disruptions=6)
@@ -380,6 +383,11 @@ class World:
         if abs(sum(each.values()) - state.totals.gpu_seconds) > 1e-6:
             raise Broken(f"seed {self.seed}, step {self.steps}: {state.totals.gpu_seconds} GPU-seconds spent, the records add up to {sum(each.values())}")
 
+    def same(self) -> None:
+        """Whatever snapshots controllers have written, and when: with them the records add up to what they add up to without."""
+        if RunFolder(self.truth, NAME).load() != RunFolder(WithoutSnapshots(self.truth), NAME).load():
+            raise Broken(f"seed {self.seed}, step {self.steps}: with the snapshots {self.truth.list(f'{NAME}/snapshots/')} the run is another one")
+
     def concluded(self, spec: JobSpec) -> bool:
         """Whether a worker that begins now finds that there is nothing to do."""
         if self.truth.list(f"{NAME}/{end_key(spec.candidate, spec.attempt)}"):
@@ -404,6 +412,7 @@ class World:
                 raise Broken(f"seed {self.seed}, step {self.steps}: {key} is not what was acknowledged")
         if self.steps % 7 == 0:
             self.spent()
+            self.same()
 
     def storm(self, steps: int) -> None:
         """Faults of every kind."""
@@ -443,6 +452,8 @@ class World:
         # Local processes cannot delete a cluster's jobs, and nobody those that appear after the end.
         if claim.executor == self.cluster.kind and any(job.born < self.released_at for name, job in self.cluster.jobs.items() if name != STRANGER):
             raise Broken(f"seed {self.seed}: jobs left at the end: {sorted(self.cluster.jobs)}")
+        self.same()
+        self.happened["snapshots"] = len(self.truth.list(f"{NAME}/snapshots/"))
         self.happened.update(f"end {one.reason.value}" for story in state.stories for one in story.ends.values())
         self.happened.update(f"outcome {outcome.outcome.value}" for outcome in state.history)
 
@@ -486,6 +497,14 @@ class SkewedClock:
     def sleep(self, seconds: float) -> None:
         """See Clock."""
         self.world.pause(seconds)
+
+
+class WithoutSnapshots(Passing):
+    """The store as if none had ever been written."""
+
+    def list(self, prefix: str, after: str | None = None) -> list[str]:
+        """See Store."""
+        return [key for key in super().list(prefix, after) if "/snapshots/" not in key]
 
 
 class FaultyStore:
@@ -775,7 +794,8 @@ def simulate(seed: int, steps: int = STORM_STEPS, trace: bool = False) -> World:
     world = World(seed, trace)
     heard = Heard(world)
     clock = SimpleNamespace(monotonic=lambda: world.now, time=lambda: world.now, sleep=world.pause)
-    with swift(), mock.patch("pipeline.worker.time", clock), mock.patch("pipeline.requests.time", clock):
+    small = mock.patch.object(pipeline.snapshots, "SEGMENT", SEGMENT)
+    with swift(), small, mock.patch("pipeline.worker.time", clock), mock.patch("pipeline.requests.time", clock):
         logging.getLogger("hiernas").addHandler(heard)
         try:
             world.storm(steps)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from small_run import RUN, Passing, controller, work
 
+from pipeline import snapshots
+from pipeline.snapshots import FOLDER, SEGMENT
 from pipeline.store import MemoryStore
 from search.evolution import Evolution, tournament_size
 from search.limits import Limits
@@ -27,7 +29,7 @@ class Counting(Passing):
 
     def create(self, key: str, data: bytes) -> bytes:
         """See Store."""
-        self.count["create"] += 1
+        self.count["snapshot" if f"/{FOLDER}/" in key else "create"] += 1
         if "/history/" in key:
             self.between.append(self.count.copy())
             self.count.clear()
@@ -91,6 +93,7 @@ def costs(reuse: bool, touches: bool) -> tuple[list[Outcome], list[Counter[str]]
 def test_the_250th_candidate_makes_the_requests_of_the_50th(reuse: bool) -> None:
     history, found = costs(reuse, touches=False)
     kinds = {kind: [cost for outcome, cost in zip(history, found, strict=True) if outcome.outcome is kind] for kind in OutcomeKind}
+    assert sum(cost.pop("snapshot", 0) for cost in found) == max(LATE) // SEGMENT
     trained = kinds[OutcomeKind.EVALUATED][1:]  # the first pays for taking charge too
     assert trained == [Counter(create=4, read=6, list=4, listed=1)] * len(trained)
     answered = [cost for kind in (OutcomeKind.REUSED, OutcomeKind.UNBUILDABLE) for cost in kinds[kind]]
@@ -100,8 +103,9 @@ def test_the_250th_candidate_makes_the_requests_of_the_50th(reuse: bool) -> None
 
 
 @pytest.mark.parametrize("reuse", [False, True])
-def test_the_250th_candidate_looks_at_no_more_of_the_run_than_the_50th(reuse: bool) -> None:
-    """But for the tournament, which is a share of the population: the paper's, and all that grows."""
+def test_the_250th_candidate_looks_at_no_more_of_the_run_than_the_50th(reuse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the tournament, which is a share of the population: the paper's, and all that grows. Every 128th writes a snapshot of as many."""
+    monkeypatch.setattr(snapshots, "SEGMENT", 1000)
     history, found = costs(reuse, touches=True)
     bred = [(number, cost) for number, cost in enumerate(found) if number > 10]
     population = [outcome.fitness is not None for outcome in history]

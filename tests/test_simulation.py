@@ -21,7 +21,7 @@ SEEN = (
     "end controller_lost", "end disrupted", "end gone", "end handed_over", "end killed", "end machine", "end memory", "end node_lost",
     "end rejected", "end stopped", "end superseded",
     "outcome bug", "outcome diverged", "outcome evaluated", "outcome lost", "outcome out_of_memory", "outcome over_limit", "outcome reused",
-    "outcome unbuildable",
+    "outcome unbuildable", "snapshots",
 )  # fmt: skip
 """What must have happened in so many seeds, or this test has gone blind."""
 
