@@ -6,7 +6,7 @@ PYTHON ?= python3
 # Where this is set, imports cost two to four times as much: without cached bytecode every process compiles torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-cluster prove-simulation check docs lock images push clean
+.PHONY: help demo test test-cluster prove-simulation prove-rgw prove-restart check docs lock images push clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -47,6 +47,12 @@ test-cluster: .venv/.test ## The tests on a real Kubernetes with real containers
 
 prove-simulation: .venv/.test ## A million steps of simulated searches, some ten minutes; result in bench/results/
 	@.venv/bin/python tests/simulation.py --steps 1000000 --out bench/results/simulation.txt
+
+prove-restart: .venv/.test ## How long a restart with 7,000 outcomes in S3 takes, a quarter of an hour; result in bench/results/
+	@.venv/bin/python bench/restart.py
+
+prove-rgw: .venv/.test ## The S3 store on Ceph (RGW) through kills, some 12 minutes, as root on Debian; result in bench/results/
+	@.venv/bin/python bench/prove_rgw.py
 
 check: .venv/.test ## Lint, format, types, layers
 	@.venv/bin/ruff check .

@@ -1,5 +1,6 @@
 """What more than one test file needs."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -7,12 +8,18 @@ from s3_server import S3Server, environment
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    """One S3 server for the whole session: each test takes a prefix of its own."""
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for the whole session: each test takes a prefix of its own. HIERNAS_TEST_S3=rgw: Ceph's (tests/rgw.py)."""
     server = S3Server()
-    server.start()
-    yield server
-    server.kill()
+    if os.environ.get("HIERNAS_TEST_S3") == "rgw":
+        from rgw import Ceph
+
+        server = Ceph(tmp_path_factory.mktemp("rgw"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture
