@@ -119,7 +119,7 @@ class Site:
 
         def ended() -> bool:
             found = self.status(run)
-            return found["state"] == "finished" and found["evaluated"] == found["max_evaluations"]
+            return found["state"] == "finished" and found["evaluated"] >= found["max_evaluations"]
 
         until(f"the end of run {run}", ended, seconds)
         selector = f"hiernas/run={run},app.kubernetes.io/component=worker"
