@@ -162,7 +162,11 @@ def _request(desire: Desire | None) -> Callable[[argparse.Namespace], int]:
         folder.load()
         wanted = Desire.STOP_NOW if desire is Desire.STOP and arguments.now else desire
         number = request(folder, parse_changes(getattr(arguments, "changes", [])), wanted)
-        waits = "" if in_charge(folder) else "; nobody is in charge of the run now, it takes effect at the next `hiernas run`"
+        waits = (
+            ""
+            if in_charge(folder)
+            else "; nobody is in charge of the run now; it takes effect at its next start (`hiernas run`, on a cluster `hiernas submit`)"
+        )
         print(f"request {number} written{waits}")
         return 0
 
@@ -302,12 +306,12 @@ All limits: docs/config.md, section limits. Lowering `workers` lets what runs fi
     "resume": """
   hiernas resume demo
 
-After `stop` or a halt the controller has ended: start it again with the same `hiernas run`.""",
+After `stop` or a halt the controller has ended: start it again with the same `hiernas run` or `hiernas submit`.""",
     "stop": """
   hiernas stop demo
   hiernas stop demo --now
 
-`hiernas resume`, then the same `hiernas run`, goes on.""",
+`hiernas resume`, then the same `hiernas run` or `hiernas submit`, goes on.""",
     "report": """
   hiernas report demo --out demo-report
 
@@ -379,10 +383,17 @@ def parser() -> argparse.ArgumentParser:
         if run:
             command.add_argument("run", metavar="RUN", help="name of the run")
         if store:
-            command.add_argument("--store", metavar="URL", help=f"a path, file:///path or s3://bucket/prefix (default: $HIERNAS_STORE, else {DEFAULT_STORE})")
+            command.add_argument(
+                "--store", metavar="URL", help=f"a path, file:///path or s3://bucket/prefix (default: $HIERNAS_STORE, else the config's, else {DEFAULT_STORE})"
+            )
         return command
 
-    run = add("run", _run, "Begin or continue a search in the foreground. Ctrl-C once drains, twice stops now; both can be resumed.", run=False)
+    run = add(
+        "run",
+        _run,
+        "Begin or continue a search in the foreground. Ctrl-C once lets local attempts finish, twice ends them; jobs in a cluster go on. All can be resumed.",
+        run=False,
+    )
     run.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/demo.yaml")
     run.add_argument("--executor", choices=("inline", "processes", "kubernetes"), help="where attempts run (default: the config's)")
     run.add_argument("--workers", type=int, metavar="N", help="attempts open at once (default: the config's)")

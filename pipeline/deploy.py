@@ -12,6 +12,8 @@ import time
 from importlib.metadata import version
 from typing import Any
 
+import yaml
+
 from pipeline import labels, manifest
 from pipeline.api import ACCOUNT, Api, ApiRefusal
 from pipeline.clock import Clock
@@ -88,7 +90,12 @@ def objects(run: Run, store: str, cluster: ClusterConfig, config: str, lease_uid
     origin = manifest.Origin(run.name, run.run_id, store, lease_uid, version("hiernas"))
     settings = manifest.config_map(config, origin, cluster.namespace)
     job = manifest.controller_job(origin, cluster, "")
-    return [settings, manifest.controller_job(origin, cluster, _digest([settings["data"], job]))]
+    return [settings, manifest.controller_job(origin, cluster, _digest([_lasting(config), job]))]
+
+
+def _lasting(config: str) -> Any:
+    """A config without its limits: those are asked for by requests, and replace no controller."""
+    return {key: value for key, value in yaml.safe_load(config).items() if key != "limits"}
 
 
 def described(run: Run, store: str, cluster: ClusterConfig, config: str, resources: Resources) -> list[Object]:

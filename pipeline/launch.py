@@ -261,9 +261,10 @@ def described(config: Config, text: str, store_url: str) -> list[dict[str, Any]]
 def closing(controller: Controller, reason: ReleaseReason | None) -> str:
     """What a person should know when the command returns."""
     name = controller.folder.name
+    again = "`hiernas submit`" if controller.executor.survives else "`hiernas run`"
     return {
         "finished": f"run {name!r} is finished; `hiernas report {name} --out DIR` draws it, a larger limits.max_evaluations extends it",
-        "stopped": f"run {name!r} is stopped and stays so; `hiernas resume {name}`, then the same `hiernas run`, continues it",
+        "stopped": f"run {name!r} is stopped and stays so; `hiernas resume {name}`, then the same {again}, continues it",
         "halted": f"run {name!r} was halted: candidates failed by a bug of the program; `hiernas report {name} --out DIR` shows them. "
         f"After `hiernas resume {name}` it goes on",
         "interrupted": f"run {name!r} was interrupted, nothing is lost; the same command continues it"

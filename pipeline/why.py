@@ -9,7 +9,7 @@ from pipeline.api import Api, ApiRefusal
 from pipeline.executor import Job, JobStatus, Waiting
 from pipeline.kubernetes import refusals_of
 from pipeline.plan import holds
-from search.records import Claim, Release
+from search.records import Claim, Release, ReleaseReason
 from search.state import State
 
 Object = dict[str, Any]
@@ -51,8 +51,9 @@ def _run(state: State) -> Iterator[str]:
 def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
     name = labels.controller_name(state.run.name)
     last = state.controllers[-1] if state.controllers else None
-    if isinstance(last, Release):
+    if isinstance(last, Release) and last.reason is not ReleaseReason.INTERRUPTED:
         return
+    claim = next((one for one in reversed(state.controllers) if isinstance(one, Claim)), None)
     found: list[Object] = []
     try:
         job = api.get(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}")
@@ -60,7 +61,7 @@ def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
     except ApiRefusal as refusal:
         if refusal.status != 404:
             yield _may_not(refusal)
-        elif isinstance(last, Claim) and "@cluster-" in last.owner:  # else a controller outside of the cluster is at work
+        elif claim is not None and "@cluster-" in claim.owner:  # else a controller outside of the cluster is at work
             yield f"no controller is in namespace {namespace!r} (Job {name} is not there): submit again, or start `hiernas run --executor kubernetes`"
         return
     yield from _events(state, namespace, api)

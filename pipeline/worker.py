@@ -40,6 +40,8 @@ class Task:
     attempt: int
     graph: Graph
     threads: int
+    gpus: int
+    """That the attempt was given; above 0, one of them must be of use."""
     data_root: str
     """Folder that holds the prepared data sets."""
     started: float
@@ -100,7 +102,7 @@ def _superfluous(folder: RunFolder, candidate: int, attempt: int) -> bool:
 
 def _evaluate(run: Run, candidate: Candidate, attempt: Attempt, trainer: Callable[[], Trainer], data_root: str, started: float) -> Evaluation:
     try:
-        task = Task(run, candidate, attempt.attempt, network(run, candidate), attempt.resources.threads, data_root, started)
+        task = Task(run, candidate, attempt.attempt, network(run, candidate), attempt.resources.threads, attempt.resources.gpus, data_root, started)
         return trainer()(task)
     except (MachineFault, StoreUnavailable):
         raise

@@ -67,7 +67,7 @@ def test_the_controller_is_replaced_for_another_image_and_not_for_nothing() -> N
         job = deploy.objects(RUN, "s3://b/p", cluster, config, "uid")[1]
         return str(job["metadata"]["annotations"][labels.CONFIG_DIGEST])
 
-    assert digest(PLAIN) == digest(PLAIN)
+    assert digest(PLAIN) == digest(PLAIN) == digest(PLAIN, "limits: {workers: 3}\na: 1")  # limits are asked for by requests
     assert len({digest(PLAIN), digest(PLAIN, "a: 2"), digest(FULL), digest(ClusterConfig("w", "c2"))}) == 4
 
 

@@ -111,3 +111,12 @@ def test_a_controller_that_cannot_start(site: Site) -> None:
     site.submit("no-controller", cluster={"controller_image": "localhost/absent:1"}, **ONE)
     assert "cluster.controller_image" in told(site, "no-controller", "the controller waits (image)", "localhost/absent:1")
     remove(site, "no-controller")
+
+
+def test_a_controller_that_was_replaced_by_one_that_cannot_start(site: Site) -> None:
+    run = "no-successor"
+    site.submit(run, limits={"max_evaluations": 50, "workers": 1})
+    until("a controller at work", lambda: site.status(run)["proposed"])
+    site.submit(run, cluster={"controller_image": "localhost/absent:1"}, limits={"max_evaluations": 50, "workers": 1})
+    told(site, run, "the controller waits (image)", "localhost/absent:1")
+    remove(site, run)
