@@ -20,7 +20,9 @@ def build() -> None:
     """Both images as blobs in the cache; after a change of code alone some seconds."""
     subprocess.run([ROOT / "tests/cluster/base-image.sh"], check=True, stdout=subprocess.DEVNULL)
     for mode in ("build", "layout"):
-        done = subprocess.run([ROOT / "images/build.sh", mode], env=_environment() | {"BASE_IMAGE": BASE}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(
+            [ROOT / "images/build.sh", mode], env=_environment() | {"BASE_IMAGE": BASE}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         if done.returncode:
             raise RuntimeError(f"images/build.sh {mode}: exit {done.returncode}\n{done.stdout[-4000:]}")
 
