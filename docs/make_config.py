@@ -165,8 +165,8 @@ command with exit code 2 and a message that names file, key, what was given and 
 
 `run`, `seed`, `data`, `space`, `strategy`, `recipe` and `constraints` say *what* is searched. They are fixed when the run begins:
 a config that says something else for an existing run is refused. `limits` may be edited between starts; the next `hiernas run`
-writes the edit as a request, like `hiernas set`. `executor`, `store` and `data_root` say *where and how*, and may differ at each
-start."""
+or `hiernas submit` writes the edit as a request, like `hiernas set`. `executor`, `cluster`, `store` and `data_root` say *where and
+how*, and may differ at each start."""
 
 _RECIPE = """A recipe that comes with the program by its name, or a mapping: `extends: NAME` and what differs, or all keys. The columns show
 the recipes that come with the program."""

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -61,8 +62,8 @@ def _run(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     url = _store_url(arguments.store, config.store)
     if arguments.submitted:
-        launch_submitted(config, url, arguments.metrics_port)
-        return 0
+        reason = launch_submitted(config, url, arguments.metrics_port)
+        return 128 + signal.SIGTERM if reason is ReleaseReason.INTERRUPTED else 0  # 0 would complete its Job in the midst of a search
     reason = launch(config, url, arguments.take_over, not arguments.no_lock, metrics_port=arguments.metrics_port)
     return 1 if reason is ReleaseReason.HALTED else 0
 
@@ -77,7 +78,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         import yaml
 
-        print(yaml.safe_dump_all(described(config, text, url), sort_keys=False), end="")
+        print(yaml.safe_dump_all(json.loads(json.dumps(described(config, text, url))), sort_keys=False), end="")  # without YAML's aliases
         return 0
     done = submit(config, text, url, arguments.take_over)
     assert config.cluster is not None
@@ -253,7 +254,6 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _worker(arguments: argparse.Namespace) -> int:
     import logging
-    import signal
     from functools import partial
 
     from pipeline import transfer

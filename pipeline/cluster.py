@@ -39,7 +39,7 @@ class ClusterConfig:
     start_seconds: int = 1800
     """Allowance for pulling the image and fetching the data, on top of `executor.time_limit_seconds`."""
     scratch_gib: float = 20.0
-    """Most disk that a worker may use for its data set and temporary files."""
+    """Most that each of a worker's two volumes may hold: its data set (`/data`), its temporary files (`/tmp`)."""
     worker_pod: dict[str, Any] = field(default_factory=dict)
     """Laid over the worker's pod template (`metadata`, `spec`): node selectors, tolerations, volumes, priority class, anything."""
     controller_pod: dict[str, Any] = field(default_factory=dict)
@@ -71,3 +71,5 @@ class ClusterConfig:
         for name in ("worker_pod", "controller_pod"):
             if unknown := getattr(self, name).keys() - {"metadata", "spec"}:
                 raise ValueError(f"{name} has {', '.join(sorted(unknown))}; allowed: metadata, spec")
+            if any(not isinstance(value, dict) for value in getattr(self, name).values()):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: metadata and spec as mappings")

@@ -86,7 +86,7 @@ class Config:
     cluster: ClusterConfig | None = None
     """What the executor `kubernetes` and `hiernas submit` need to know of the cluster."""
     store: str = "runs"
-    """Where records are written: a path or file://…, relative to the working directory, or s3://bucket/prefix (credentials and endpoint: the usual AWS environment)."""
+    """Where records are written, unless `--store` says, or else the variable HIERNAS_STORE: a path or file://…, relative to the working directory, or s3://bucket/prefix (credentials and endpoint: the usual AWS environment)."""
     data_root: str = "data"
     """Folder of the prepared data sets, relative to the working directory."""
 

@@ -56,7 +56,7 @@ BACK_OFF_SECONDS = 60.0
 _TOLD = {
     EndReason.GONE: "its job vanished: somebody else has deleted it",
     EndReason.SUPERSEDED: "another attempt of its candidate was accepted",
-    EndReason.STOPPED: "ended by request",
+    EndReason.STOPPED: "ended by request, or made anew with corrected settings",
     EndReason.CONTROLLER_LOST: "it ended with the controller that ran it",
     EndReason.HANDED_OVER: "another executor took over",
     EndReason.REJECTED: "its evaluation is not valid",
@@ -161,7 +161,7 @@ class Controller:
         mine = [at for at, record in enumerate(records) if isinstance(record, Claim) and record.incarnation == self.place.incarnation]
         if last.incarnation != self.place.incarnation and mine:
             raise self._overtaken(last)
-        if last.owner != self.place.owner and not self.take_over:
+        if last.owner != self.place.owner and not self.take_over and not _same_lease(last, self.place):
             raise Overtaken(
                 f"run {self.folder.name!r} is in the charge of {last.owner} (since {last.at:.0f}, this is {self.place.owner}). "
                 "If that controller is gone for good, start with --take-over"
@@ -305,7 +305,7 @@ class Controller:
         return view
 
     def _view(self, jobs: dict[str, Job]) -> plan.View:
-        return plan.View(self._claim, self.executor.name, self.executor.survives, jobs, self._seen)
+        return plan.View(self._claim, self.executor.name, self.executor.survives, jobs, self._seen, resources=self.resources)
 
     def _new_requests(self) -> list[str]:
         """Keys of the requests that the state does not have yet."""
@@ -342,7 +342,8 @@ class Controller:
     # -- acting: the record first, then its effect
 
     def _act(self, action: plan.Action, view: plan.View) -> None:
-        if self.clock.monotonic() - self._looked > LOOK_SECONDS:
+        self.beat = self.clock.monotonic()
+        if self.beat - self._looked > LOOK_SECONDS:
             self._look()
         match action:
             case plan.Accept():
@@ -474,6 +475,12 @@ class Controller:
         self._write(controller_key(self._slot + 1), release)
         self.state.claim_or_release(release)
         log.info("released run=%s reason=%s", self.folder.name, reason.value)
+
+
+def _same_lease(last: Claim, place: Place) -> bool:
+    """Whether both are pods under one Lease, thus of one run on one cluster, though the cluster's certificates changed in between."""
+    here, there = (one.partition("/")[0] for one in (place.incarnation, last.incarnation))
+    return here == there and "@cluster-" in last.owner and "@cluster-" in place.owner
 
 
 def _result(evaluation: Evaluation) -> tuple[OutcomeKind, float | None, float]:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -27,7 +28,7 @@ from search.records import Resources, Run
 Object = dict[str, Any]
 log = logging.getLogger("hiernas.deploy")
 LEASE_VARIABLE, POD_VARIABLE = "HIERNAS_LEASE_UID", "HIERNAS_POD_UID"
-REPORT_SECONDS = 300.0
+REPORT_SECONDS = 60.0
 REPLACE_SECONDS = 60.0
 """How long the old controller's Job may take to disappear."""
 
@@ -67,6 +68,13 @@ def _create(api: Api, path: str, body: Object, cluster: ClusterConfig, **query: 
         return api.create(path, body, **query)
     except ApiRefusal as refusal:
         raise HiernasError(f"{body['kind']} {body['metadata']['name']}: {explain_refusal(refusal, cluster)}") from refusal
+
+
+def _change(cluster: ClusterConfig, name: str, act: Callable[[], object]) -> None:
+    try:
+        act()
+    except ApiRefusal as refusal:
+        raise HiernasError(f"{name}: {explain_refusal(refusal, cluster)}") from refusal
 
 
 def _lease(api: Api, run: Run, store: str, cluster: ClusterConfig) -> str:
@@ -120,24 +128,25 @@ def submitted_config(api: Api, run: str, cluster: ClusterConfig) -> str | None:
     return None if there is None else str((there.get("data") or {}).get("config.yaml") or "")
 
 
-def apply(api: Api, run: Run, store: str, cluster: ClusterConfig, config: str) -> str:
-    """Make the cluster as `objects` say; returns in a few words what was done."""
+def apply(api: Api, run: Run, store: str, cluster: ClusterConfig, config: str, again: bool = False) -> str:
+    """Make the cluster as `objects` say; returns in a few words what was done. `again`: also replace a controller that is as it should be."""
     settings, job = objects(run, store, cluster, config, _lease(api, run, store, cluster))
     settings_path, job_path = _path(cluster, "configmaps"), _path(cluster, "jobs")
     name = job["metadata"]["name"]
     there = _get(api, f"{settings_path}/{name}", cluster)
     if there is None:
         _create(api, settings_path, settings, cluster)
-    elif there.get("data") != settings["data"]:
-        api.replace(f"{settings_path}/{name}", settings)
+    elif (there.get("data"), there["metadata"].get("ownerReferences")) != (settings["data"], settings["metadata"]["ownerReferences"]):
+        # Also where it belongs to a Lease that is gone: it would be removed with that one, under the new controller.
+        _change(cluster, name, lambda: api.replace(f"{settings_path}/{name}", settings))
     old = _get(api, f"{job_path}/{name}", cluster)
     if old is None:
         _create(api, job_path, job, cluster)
         return "its controller is started"
     done = any(one.get("type") == "Complete" and one.get("status") == "True" for one in (old.get("status") or {}).get("conditions") or [])
-    if (old["metadata"].get("annotations") or {}).get(labels.CONFIG_DIGEST) == job["metadata"]["annotations"][labels.CONFIG_DIGEST] and not done:
+    if (old["metadata"].get("annotations") or {}).get(labels.CONFIG_DIGEST) == job["metadata"]["annotations"][labels.CONFIG_DIGEST] and not (done or again):
         return "its controller runs as it is"
-    api.delete(f"{job_path}/{name}", old["metadata"]["uid"])
+    _change(cluster, name, lambda: api.delete(f"{job_path}/{name}", old["metadata"]["uid"]))
     until = time.monotonic() + REPLACE_SECONDS
     while True:
         try:
@@ -157,11 +166,11 @@ class Reporter:
         self._told: dict[str, float] = {}
 
     def __call__(self, reason: str, message: str) -> None:
-        """Report in one word and a sentence; the same again only after some minutes."""
+        """Report in one word and a sentence; of the same kind again only after a minute."""
         now = time.monotonic()
-        if now - self._told.get(message, -REPORT_SECONDS) < REPORT_SECONDS:
+        if now - self._told.get(reason, -REPORT_SECONDS) < REPORT_SECONDS:
             return
-        self._told = {message: now}
+        self._told[reason] = now
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         lease = {
             "apiVersion": "coordination.k8s.io/v1",

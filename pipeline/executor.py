@@ -44,6 +44,8 @@ class Job:
     log: tuple[str, ...] = ()
     waits: Waiting | None = None
     """Why it is pending, where the platform tells."""
+    outdated: bool = False
+    """Whether it was made with other settings than a job would be made with now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ a name that is taken is success only if that Job is ours.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline import labels, manifest, observe
@@ -30,6 +31,7 @@ class KubernetesExecutor:
         self._api, self._origin, self._cluster, self._clock = api, origin, cluster, clock
         self._jobs_path = f"/apis/batch/v1/namespaces/{cluster.namespace}/jobs"
         self._core = f"/api/v1/namespaces/{cluster.namespace}"
+        self._settings = manifest.settings_digest(cluster)
         self._known: dict[str, str] = {}
         """UID of each Job seen or created, by name: what vanishes from a list is asked for by name before it counts as gone."""
         self._terminating: dict[str, float] = {}
@@ -57,6 +59,8 @@ class KubernetesExecutor:
             raise ExecutorUnavailable(f"Job {name} is there and not there: it is being deleted")
         wanted = body["metadata"]["annotations"]
         found = there["metadata"].get("annotations") or {}
+        if not self._is_ours(there) and found.get(labels.RUN_ID) == self._origin.run_id:
+            raise ExecutorUnavailable(f"Job {name} belongs to an earlier Lease of this run, and is being removed with it")
         for key in (labels.RUN_ID, labels.STORE, labels.DIGEST):
             if found.get(key) != wanted[key]:
                 raise HiernasError(
@@ -95,7 +99,9 @@ class KubernetesExecutor:
         return seen
 
     def _is_ours(self, found: Object) -> bool:
-        return (found["metadata"].get("annotations") or {}).get(labels.RUN_ID) == self._origin.run_id
+        """Of this run, and not of an earlier Lease of it: then it is about to be removed."""
+        owners = [one.get("uid") for one in found["metadata"].get("ownerReferences") or []]
+        return (found["metadata"].get("annotations") or {}).get(labels.RUN_ID) == self._origin.run_id and self._origin.lease_uid in owners
 
     def _see(self, found: Object, pods: Sequence[Object]) -> Job:
         name, uid = str(found["metadata"]["name"]), str(found["metadata"]["uid"])
@@ -111,7 +117,9 @@ class KubernetesExecutor:
             sum(seconds for one, seconds in held.items() if one != current),
             self._clock.monotonic() - since if since is not None else None,
         )
-        return observe.job(found, [newest] if newest is not None else [], now, self._cluster.unreachable_seconds, seen, self._refusals.get(uid, ()))
+        made = (found["metadata"].get("annotations") or {}).get(labels.SETTINGS, self._settings)
+        read = observe.job(found, [newest] if newest is not None else [], now, self._cluster.unreachable_seconds, seen, self._refusals.get(uid, ()))
+        return replace(read, outdated=made != self._settings)
 
     def _watch_terminating(self, pods: Sequence[Object]) -> None:
         now = self._clock.monotonic()

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from pipeline.clock import SystemClock
 from pipeline.config import Config, differences, parse_config
 from pipeline.controller import Controller, Place
 from pipeline.directory import DirectoryStore, explain
-from pipeline.errors import ConfigError, DamagedRun, Overtaken
+from pipeline.errors import ConfigError, HiernasError, Overtaken, Unavailable
 from pipeline.executor import Executor
 from pipeline.inline import InlineExecutor
 from pipeline.plan import View
@@ -34,7 +35,7 @@ from pipeline.status import word
 from pipeline.store import Store, open_store
 from pipeline.worker import TRAINER
 from search.limits import Limits
-from search.records import Claim, Release, ReleaseReason, Run, Stamp
+from search.records import Claim, Release, ReleaseReason, Resources, Run, Stamp
 
 if TYPE_CHECKING:
     from pipeline.metrics import Exporter
@@ -44,6 +45,8 @@ PACE_SECONDS = {"processes": 0.5, "inline": 0.5, "kubernetes": 2.0}
 """Longest wait between two rounds; a local worker that ends wakes the controller at once."""
 CLUSTER_OWNER = "@cluster-"
 """In the owner of a controller that runs as a pod."""
+IDLE_SECONDS = 900.0
+"""How long a controller in a pod waits where a restart would hardly help, before it looks again all the same."""
 LINGER_SECONDS = 45.0
 """How long the last numbers stay up in a pod: more than a scrape interval."""
 
@@ -162,12 +165,15 @@ def launch_submitted(config: Config, store_url: str, metrics_port: int) -> Relea
         if reason is not ReleaseReason.INTERRUPTED:
             stop.wait(LINGER_SECONDS)
         return reason
-    except (ConfigError, DamagedRun, Overtaken) as error:
-        log.error("stopped, and a restart would not help: %s", error)
+    except HiernasError as error:
+        if isinstance(error, Unavailable):
+            raise  # a restart may help
+        log.error("stopped, and a restart would hardly help: %s", error)
         tell(type(error).__name__, str(error))
         if exporter is not None:
             exporter.leave()
-        stop.wait()
+        if not stop.wait(IDLE_SECONDS):
+            raise  # a person may have mended it meanwhile: look again
         return ReleaseReason.INTERRUPTED
     finally:
         for number, handler in before.items():
@@ -188,7 +194,7 @@ def _control(
     tell: Callable[[str, str], None] = lambda _, __: None,
 ) -> ReleaseReason | None:
     executor = executor_for(config, folder.run, store_url, trainer)
-    controller = Controller(folder, executor, SystemClock(), where, config.limits, config.executor.resources(), take_over, tell)
+    controller = Controller(folder, executor, SystemClock(), where, config.limits, _resources(config, folder.run), take_over, tell)
     own = None
     if exporter is None and metrics_port is not None:
         from pipeline.metrics import Exporter
@@ -213,6 +219,14 @@ def _control(
     return reason
 
 
+def _resources(config: Config, run: Run) -> Resources:
+    """What an attempt may use. In a cluster the candidate's own time limit bounds its pod too: a driver that hangs hears no other clock."""
+    found = config.executor.resources()
+    if config.executor.kind == "kubernetes" and found.time_limit_seconds is None:
+        return replace(found, time_limit_seconds=run.recipe.time_limit_seconds)
+    return found
+
+
 def submit(config: Config, text: str, store_url: str, take_over: bool = False) -> str:
     """Begin the run, or ask for its changed limits, and make its objects in the cluster; returns in a few words what was done."""
     deploy = _cluster_module()
@@ -222,25 +236,41 @@ def submit(config: Config, text: str, store_url: str, take_over: bool = False) -
     folder = RunFolder(store, config.run)
     transfer.files_of(store, store_url)
     api = deploy.Api()
+    if not take_over:
+        _check_charge(folder, config.cluster.namespace)
     before = deploy.submitted_config(api, config.run, config.cluster)
     begin(config, fresh, folder, None if before is None else parse_config(before, "the config in the cluster").limits)
-    _hand_over(folder, take_over)
+    if take_over:
+        _hand_over(folder)
     put_data(config, store, store_url)
-    done: str = deploy.apply(api, folder.run, store_url, config.cluster, text)
+    controllers = folder.load().controllers
+    # One that has released, or waits because another was in charge, claims only once it is started again.
+    again = bool(controllers) and not (isinstance(controllers[-1], Claim) and _in_cluster(controllers[-1], config.cluster.namespace))
+    done: str = deploy.apply(api, folder.run, store_url, config.cluster, text, again)
     return done
 
 
-def _hand_over(folder: RunFolder, take_over: bool) -> None:
-    """See that a controller in the cluster may take charge: who is in charge outside of it gives way only if told to."""
-    state = folder.load()
-    last = state.controllers[-1] if state.controllers else None
-    if not isinstance(last, Claim) or CLUSTER_OWNER in last.owner:
-        return
-    if not take_over:
+def _in_cluster(claim: Claim, namespace: str) -> bool:
+    return CLUSTER_OWNER in claim.owner and claim.owner.startswith(f"{namespace}/")
+
+
+def _check_charge(folder: RunFolder, namespace: str) -> None:
+    """Overtaken while somebody else than a controller in this namespace is in charge: nothing is asked of a run that is not handed over."""
+    state = folder.load() if folder.exists() else None
+    last = state.controllers[-1] if state is not None and state.controllers else None
+    if isinstance(last, Claim) and not _in_cluster(last, namespace):
         raise Overtaken(
             f"run {folder.name!r} is in the charge of {last.owner} (since {last.at:.0f}). End that controller first (Ctrl-C, or "
             f"`hiernas stop {folder.name}`); if it is gone for good, give --take-over"
         )
+
+
+def _hand_over(folder: RunFolder) -> None:
+    """End the charge of whoever has it, so that a controller in the cluster may claim."""
+    state = folder.load()
+    last = state.controllers[-1] if state.controllers else None
+    if not isinstance(last, Claim):
+        return
     me, number, now = place(), len(state.controllers), SystemClock().now()
     claim = Claim(me.nonce, me.owner, me.incarnation, last.controller, last.executor, last.limits, now)
     try:

@@ -1,7 +1,9 @@
 """What is created in a cluster, as plain data: pure functions of config and records (golden files in tests/golden)."""
 
+import hashlib
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import labels
@@ -84,8 +86,10 @@ def _pod_security() -> Object:
 
 
 def _template(pod: Object, patch: Object, unreachable_seconds: int) -> Object:
-    """The pod with what the config lays over it. Tolerations of its own (of GPU taints, say) do not replace that of silent nodes."""
+    """The pod with what the config lays over it. Tolerations of its own (of GPU taints, say) do not replace that of silent nodes;
+    our labels stay as they are, or its controller would not find it."""
     found: Object = overlay(pod, patch)
+    found["metadata"]["labels"] = (found["metadata"].get("labels") or {}) | pod["metadata"]["labels"]
     own = found["spec"].get("tolerations") or []
     silent = [{"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": unreachable_seconds} for key in LOST_NODE]
     found["spec"]["tolerations"] = own + [one for one in silent if one["key"] not in [given.get("key") for given in own]]
@@ -108,6 +112,12 @@ def _resources(resources: Resources, cluster: ClusterConfig) -> Object:
     if resources.gpus:
         requests[cluster.gpu_resource] = limits[cluster.gpu_resource] = str(resources.gpus)
     return {"requests": requests} | ({"limits": limits} if limits else {})
+
+
+def settings_digest(cluster: ClusterConfig) -> str:
+    """SHA-256 of what a worker's Job depends on: a Job that was made with other settings, and waits, may wait for what was corrected."""
+    own = {name: value for name, value in asdict(cluster).items() if not name.startswith("controller_")}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def worker_job(spec: JobSpec, origin: Origin, cluster: ClusterConfig) -> Object:
@@ -150,6 +160,7 @@ def worker_job(spec: JobSpec, origin: Origin, cluster: ClusterConfig) -> Object:
     if spec.resources.time_limit_seconds is not None:
         # On the pod, not on the Job: this clock starts when a node has the pod, so waiting costs a candidate nothing.
         pod["spec"]["activeDeadlineSeconds"] = math.ceil(spec.resources.time_limit_seconds) + cluster.start_seconds
+    metadata["annotations"] = metadata["annotations"] | {labels.SETTINGS: settings_digest(cluster)}
     job: Object = {
         "backoffLimit": 0,
         "ttlSecondsAfterFinished": DAY_SECONDS,  # a broom only: the controller deletes what it has recorded

@@ -92,7 +92,7 @@ METRICS = {
             "hiernas_held", "gauge", "0 or 1", "1 while the run starts nothing new, by why.",
             {"why": ("paused", "stopped", "halted", "budget")},
         ),
-        Description("hiernas_in_charge", "gauge", "0 or 1", "1 while the controller has the run in its charge, 0 once the run is finished, stopped or halted."),
+        Description("hiernas_in_charge", "gauge", "0 or 1", "1 while the controller has the run in its charge, 0 once it has released it: finished, stopped, halted, or told to leave."),
         Description("hiernas_claims_total", "counter", "controllers", "Controllers that took charge of the run, one after the other."),
         Description(
             "hiernas_phase_duration_seconds", "histogram", "seconds",

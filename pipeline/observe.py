@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pipeline import labels
 from pipeline.executor import Job, JobStatus, Waiting
 from search.records import EndReason
 
@@ -75,7 +76,13 @@ def held_seconds(pod: Object, now: float) -> float:
         return 0.0
     ends = [_time(_at(one, "state", "terminated", "finishedAt")) for one in _containers(pod)]
     known = [end for end in ends if end is not None]
-    end = max(known) if known and len(known) == len(ends) else now
+    if known and len(known) == len(ends):
+        end = max(known)
+    elif _phase(pod) in ("Failed", "Succeeded"):  # refused by its node, or forgotten by it: it holds nothing any more
+        changed = (_time(one.get("lastTransitionTime")) for one in _list(pod, "status", "conditions"))
+        end = max([one for one in [*known, *changed] if one is not None], default=start)
+    else:
+        end = now
     return max(0.0, end - start)
 
 
@@ -97,6 +104,10 @@ def _ended(found: Object, pod: Object | None, code: int | None, unreachable_seco
         return _of_pod(pod, code, message)
     if _text(found, "metadata", "deletionTimestamp"):
         return EndReason.GONE, "the Job is being deleted, by somebody else than the controller"
+    if pod is not None and _phase(pod) == "Running" and _at(_worker(pod), "state", "terminated") is not None and disrupted is None:
+        if code == 0:
+            return None, "it ended well, but wrote no evaluation"
+        return _of_pod(pod, code, "the worker has ended, another container of its pod has not")
     if pod is not None and seen.terminating is not None:
         grace = float(_at(pod, "metadata", "deletionGracePeriodSeconds") or 0)
         # A pod that the taint manager deletes was on a silent node for `unreachable_seconds` already: that is its toleration.
@@ -111,12 +122,17 @@ def _of_pod(pod: Object | None, code: int | None, message: str) -> tuple[EndReas
     """Why a Job failed whose own condition only says that its pod did."""
     if pod is None:
         return EndReason.GONE, f"its pod was deleted ({message})" if message else "its pod was deleted"
-    if _text(pod, "status", "reason") == "DeadlineExceeded":
-        return EndReason.DEADLINE, _text(pod, "status", "message") or "the pod ran longer than its deadline"
-    if any(_text(one, "state", "terminated", "reason") == "OOMKilled" for one in _containers(pod)):
+    reason, told = _text(pod, "status", "reason"), _text(pod, "status", "message")
+    worker = _worker(pod)
+    started = "running" in (_at(worker, "state") or {}) or bool(_at(worker, "state", "terminated", "startedAt"))
+    if reason == "DeadlineExceeded" and started:
+        return EndReason.DEADLINE, told or "the pod ran longer than its deadline"
+    if _text(worker, "state", "terminated", "reason") == "OOMKilled":
         return EndReason.MEMORY, "the container used more memory than its limit (OOMKilled)"
-    if _text(pod, "status", "reason") in ("Evicted", "Preempting", "NodeShutdown", "Terminated", "NodeLost", "Shutdown"):
-        return EndReason.DISRUPTED, _text(pod, "status", "message")
+    if reason == "Evicted":  # without the condition DisruptionTarget, which every other eviction sets: it was over a limit of its own
+        return EndReason.MACHINE, told
+    if reason and (not started or reason in ("Preempting", "NodeShutdown", "Terminated", "NodeLost", "Shutdown")):
+        return EndReason.DISRUPTED, f"{reason}: {told}"  # it never ran: a node refused it, or its image did not come
     if code is None or code == 0:
         return EndReason.GONE if _text(pod, "metadata", "deletionTimestamp") else EndReason.KILLED, _text(pod, "status", "message") or message
     return None, ""
@@ -131,11 +147,10 @@ def _disruption(pod: Object | None) -> str | None:
 
 
 def _exit(pod: Object | None) -> tuple[int | None, str]:
-    """Exit code and last lines of the container that has ended."""
-    for one in _containers(pod):
-        ended = _at(one, "state", "terminated")
-        if isinstance(ended, dict) and isinstance(ended.get("exitCode"), int):
-            return ended["exitCode"], str(ended.get("message") or "")
+    """Exit code and last lines of the worker, if it has ended."""
+    ended = _at(_worker(pod), "state", "terminated")
+    if isinstance(ended, dict) and isinstance(ended.get("exitCode"), int):
+        return ended["exitCode"], str(ended.get("message") or "")
     return None, ""
 
 
@@ -147,7 +162,7 @@ def _waits(found: Object, pod: Object | None, refusals: Sequence[str]) -> tuple[
         if refusals:
             return (Waiting.QUOTA if "exceeded quota" in refusals[-1] else Waiting.ADMISSION), refusals[-1]
         return Waiting.STARTING, "its pod is not created yet"
-    for one in _containers(pod):
+    for one in [*_list(pod, "status", "initContainerStatuses"), *_containers(pod)]:
         waiting = _at(one, "state", "waiting")
         reason = str((waiting or {}).get("reason") or "")
         if reason in _IMAGE:
@@ -182,6 +197,12 @@ def _list(found: Any, *path: str) -> list[Object]:
 
 def _containers(pod: Object | None) -> list[Object]:
     return _list(pod, "status", "containerStatuses")
+
+
+def _worker(pod: Object | None) -> Object | None:
+    """The container that works; a pod may have others, of the config's or of the cluster's."""
+    found = _containers(pod)
+    return next((one for one in found if one.get("name") == labels.WORKER), found[0] if found else None)
 
 
 def _phase(pod: Object) -> str:

@@ -7,7 +7,7 @@ is made knowing the ones before: (1) settle what ended, (2) give up, dispatch, s
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pipeline.executor import Job, JobStatus, job_name
+from pipeline.executor import Job, JobStatus, Waiting, job_name
 from search.limits import Desire, Limits
 from search.records import (
     CONTROLLER,
@@ -18,10 +18,13 @@ from search.records import (
     Evaluation,
     OutcomeKind,
     ReleaseReason,
+    Resources,
     Why,
 )
 from search.state import State, Story
 
+CURABLE = frozenset({Waiting.UNSCHEDULABLE, Waiting.QUOTA, Waiting.ADMISSION, Waiting.IMAGE, Waiting.POD})
+"""Reasons to wait that another config may cure."""
 RAMP = 16
 """Jobs that may wait in a cluster where fewer run."""
 
@@ -122,6 +125,8 @@ class View:
     """Ctrl-C: start nothing, let what runs finish."""
     now: bool = False
     """Ctrl-C again: end what runs."""
+    resources: Resources | None = None
+    """What a new attempt gets; None: not looked at."""
     refused: bool = False
     """The executor refused a job a moment ago: no more are tried for now."""
     waits: bool = False
@@ -198,10 +203,13 @@ def _ended(attempt: Attempt, view: View) -> EndReason | None:
     if not view.survives and attempt.stamp.controller != view.controller:
         return EndReason.CONTROLLER_LOST
     job = view.jobs.get(attempt.job)
+    other = view.resources is not None and attempt.resources != view.resources
     if job is None:
-        return EndReason.GONE if attempt.job in view.seen else None
+        # One that this controller has never seen, of an earlier one with other resources, may have been refused for them.
+        return EndReason.GONE if attempt.job in view.seen else EndReason.STOPPED if view.survives and other else None
     if job.status is not JobStatus.ENDED:
-        return None
+        # What waits for settings or resources that a person has corrected since gives way to an attempt with the new ones.
+        return EndReason.STOPPED if job.status is JobStatus.PENDING and job.waits in CURABLE and (job.outdated or other) else None
     if (attempt.candidate, attempt.attempt) in view.invalid:
         return EndReason.REJECTED
     if job.reason is not None:

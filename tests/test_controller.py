@@ -8,7 +8,7 @@ from small_run import COUNT, LIMITS, NAME, RUN, Passing, check_finished, control
 
 from pipeline.controller import Controller
 from pipeline.errors import DamagedRun, Overtaken
-from pipeline.executor import Job, JobSpec, JobStatus
+from pipeline.executor import Job, JobSpec, JobStatus, Waiting
 from pipeline.requests import request
 from pipeline.run import RunFolder, candidate_key, history_key
 from pipeline.store import MemoryStore, Store
@@ -18,6 +18,7 @@ from search.records import (
     CONTROLLER,
     Claim,
     Constraints,
+    EndReason,
     OutcomeKind,
     ReleaseReason,
 )
@@ -350,3 +351,22 @@ def test_a_cluster_is_asked_for_no_more_than_it_has_shown_to_have(max_pending: i
     assert found == started
     assert errors(store) == []
     assert len(one.state.stories) - len(cluster.names) <= 16  # nor are more candidates bred than may start
+
+
+@pytest.mark.parametrize(("waits", "other", "gives_way"), [
+    (Waiting.IMAGE, True, True), (Waiting.UNSCHEDULABLE, True, True), (Waiting.IMAGE, False, False), (Waiting.SUSPENDED, True, False), (Waiting.STARTING, True, False),
+])  # fmt: skip
+def test_what_waits_for_corrected_settings_gives_way(waits: Waiting, other: bool, gives_way: bool) -> None:
+    store = MemoryStore()
+    one = controller(store, limits=Limits(max_evaluations=1))
+    cluster = Slow()
+    one.executor = cluster
+    assert one.claim()
+    one.step()
+    waiting = Job(cluster.names[0], JobStatus.PENDING, waits=waits, outdated=other)
+    cluster.jobs = lambda: [waiting]  # type: ignore[method-assign]
+    one.step()
+    story = one.state.stories[0]
+    assert [end.reason for end in story.ends.values()] == ([EndReason.STOPPED] if gives_way else [])
+    assert len(story.attempts) == 1 + gives_way
+    assert errors(store) == []

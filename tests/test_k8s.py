@@ -195,7 +195,7 @@ def selects(policy: Object, labels: dict[str, str]) -> bool:
     return bool(policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items())
 
 
-def test_policies_select_our_pods_and_only_the_controller_reaches_the_api() -> None:
+def test_policies_select_our_pods_and_that_for_the_api_the_controller_alone() -> None:
     (worker,), (controller,) = pods(golden(GOLDEN / "worker.yaml")), pods(golden(GOLDEN / "controller.yaml"))
     policies = {name: one for folder in ("base", "store", "identity") for name, one in of_kind("NetworkPolicy", folder).items()}
     for name, policy in policies.items():

@@ -102,4 +102,4 @@ def test_a_version_becomes_a_label(version: str) -> None:
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for name, some in made().items():
-        (GOLDEN / name).write_text(yaml.safe_dump_all(some, sort_keys=False))
+        (GOLDEN / name).write_text(yaml.safe_dump_all(json.loads(json.dumps(some)), sort_keys=False))

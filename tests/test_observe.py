@@ -118,6 +118,42 @@ def test_last_words_become_the_log() -> None:
     assert job.message == "the disk is full"
 
 
+def test_a_worker_that_ended_is_not_kept_by_another_container() -> None:
+    found = recorded("running")
+    (worker,) = found["pods"][0]["status"]["containerStatuses"]
+    side = copy.deepcopy(worker) | {"name": "a-sidecar"}
+    worker["state"] = {"terminated": {"exitCode": 5, "startedAt": "2026-11-25T14:00:00Z", "finishedAt": "2026-11-25T14:00:09Z", "message": "no disk"}}
+    found["pods"][0]["status"]["containerStatuses"] = [side, worker]
+    job = read(found)
+    assert (job.status, job.reason, job.exit_code, job.message) == (JobStatus.ENDED, None, 5, "no disk")
+    worker["state"]["terminated"]["exitCode"] = 0
+    assert (read(found).status, read(found).reason) == (JobStatus.ENDED, None)
+
+
+def test_a_deadline_is_the_candidates_own_only_once_it_has_run() -> None:
+    found = recorded("deadline")
+    status = found["pods"][0]["status"]
+    status["containerStatuses"] = [{"name": "worker", "state": {"waiting": {"reason": "ImagePullBackOff"}}}]
+    assert read(found).reason is EndReason.DISRUPTED
+
+
+@pytest.mark.parametrize(
+    ("reason", "ended"), [("Evicted", EndReason.MACHINE), ("UnexpectedAdmissionError", EndReason.DISRUPTED), ("OutOfcpu", EndReason.DISRUPTED)]
+)
+def test_a_pod_that_its_node_refused_or_threw_out_holds_nothing_any_more(reason: str, ended: EndReason) -> None:
+    found = recorded("exit-1")
+    status = found["pods"][0]["status"]
+    status |= {"reason": reason, "message": "told by the kubelet", "phase": "Failed"}
+    if reason == "Evicted":
+        status["containerStatuses"][0]["state"] = {"terminated": {"exitCode": 137, "startedAt": status["startTime"]}}
+    else:
+        status["containerStatuses"] = []
+    job = read(found)
+    assert job.reason is ended
+    assert "told by the kubelet" in job.message
+    assert job.held_seconds < 3600
+
+
 def _places(found: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     below = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
     return [path, *(place for key, value in below for place in _places(value, (*path, key)))]

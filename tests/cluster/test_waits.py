@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from conftest import NAMESPACE, Site, until
 
+from search.records import EndReason
+
 ONE: dict[str, Any] = {"limits": {"max_evaluations": 1, "workers": 1}}
 TOLD_SECONDS = 60.0
 
@@ -39,6 +41,9 @@ def remove(site: Site, run: str) -> None:
 def test_an_image_that_cannot_be_pulled(site: Site) -> None:
     site.submit("no-image", cluster={"worker_image": "localhost/absent:1"}, **ONE)
     assert "cluster.worker_image" in told(site, "no-image", "(image)", "localhost/absent:1")
+    site.submit("no-image", **ONE)  # as it was advised: with the image corrected
+    state = site.finished("no-image")
+    assert [end.reason for end in state.stories[0].ends.values()] == [EndReason.STOPPED]  # free
     remove(site, "no-image")
 
 
