@@ -115,7 +115,9 @@ def test_a_person_with_the_submitters_role_submits_changes_asks_and_removes(site
     try:
         limits = {"max_evaluations": 5, "workers": 0}  # nothing needs to run for this
         assert "its controller is started" in person.submit(RUN, limits=limits)
-        assert "its controller is replaced" in person.submit(RUN, limits=limits | {"max_evaluations": 6})
+        assert "its controller runs as it is" in person.submit(RUN, limits=limits | {"max_evaluations": 6})
+        noted = {"controller_pod": {"metadata": {"annotations": {"note": "another"}}}}
+        assert "its controller is replaced" in person.submit(RUN, limits=limits, cluster=noted)
         assert not [line for line in person.why(RUN) if "cannot be read" in line]
         for forbidden in (("get", "secrets"), ("get", "nodes"), ("delete", "pods", "--all")):
             with pytest.raises(ClusterError, match="forbidden"):

@@ -25,16 +25,16 @@ def test_a_search_goes_from_a_laptop_into_the_cluster_while_it_runs(site: Site) 
     refused = site.hiernas("submit", str(config), "--store", site.store_url(RUN), check=False)
     assert refused.returncode == 3
     assert "--take-over" in refused.stderr
-    changed = site.config(RUN, seed=8, recipe=recipe)
-    refused = site.hiernas("submit", str(changed), "--store", site.store_url(RUN), check=False)
-    assert (refused.returncode, "seed: 7 → 8" in refused.stderr) == (2, True)
-    config = site.config(RUN, recipe=recipe, limits={"max_evaluations": 6, "workers": 2})
     first.send_signal(signal.SIGINT)
     said = first.communicate(timeout=60)[1]
     assert first.returncode == 0, said
     assert "jobs go on in the cluster" in said
     assert isinstance(released := site.state(RUN).controllers[-1], Release)
     assert released.reason is ReleaseReason.INTERRUPTED
+    changed = site.config(RUN, seed=8, recipe=recipe)
+    refused = site.hiernas("submit", str(changed), "--store", site.store_url(RUN), check=False)
+    assert (refused.returncode, "seed: 7 → 8" in refused.stderr) == (2, True)
+    config = site.config(RUN, recipe=recipe, limits={"max_evaluations": 6, "workers": 2})
 
     second = laptop()  # goes on where the first one left
     until("its claim", lambda: isinstance(site.state(RUN).controllers[-1], Claim))
