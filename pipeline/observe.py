@@ -43,7 +43,8 @@ def job(found: Object, pods: Sequence[Object], now: float, unreachable_seconds: 
     if ended is not None:
         reason, message = ended
         log = tuple(told.splitlines()[-LOG_LINES:])
-        return Job(name, JobStatus.ENDED, reason, _cut(message or _last(told)), code, node, held, log)
+        message = message or _last(told) or f"the worker ended with exit code {code}"
+        return Job(name, JobStatus.ENDED, reason, _cut(message), code, node, held, log)
     if pod is not None and _phase(pod) == "Running" and any("running" in (one.get("state") or {}) for one in _containers(pod)):
         return Job(name, JobStatus.RUNNING, node=node, held_seconds=held)
     waits, message = _waits(found, pod, refusals)

@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 
+import pytest
 from conftest import NAMESPACE, Site, until
 
 from search.records import Claim, Release, ReleaseReason
@@ -12,15 +15,24 @@ from search.records import Claim, Release, ReleaseReason
 RUN = "outside"
 
 
-def test_a_search_goes_from_a_laptop_into_the_cluster_while_it_runs(site: Site) -> None:
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What is undone at the end, however that comes."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_a_search_goes_from_a_laptop_into_the_cluster_while_it_runs(site: Site, stack: ExitStack) -> None:
     recipe = {"extends": "digits-small", "steps": 40, "milestones": [30], "curve_points": 2}
     config = site.config(RUN, recipe=recipe, limits={"max_evaluations": 6, "workers": 2})
 
     def laptop(*more: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "pipeline.cli", "run", str(config), "--store", site.store_url(RUN), *more]
-        return subprocess.Popen(command, env=os.environ | site.environment, cwd=site.folder, stderr=subprocess.PIPE, text=True)
+        return stack.enter_context(subprocess.Popen(command, env=os.environ | site.environment, cwd=site.folder, stderr=subprocess.PIPE, text=True))
 
     first = laptop()
+    stack.callback(first.kill)
+    until("the run", lambda: site.hiernas("status", RUN, "--store", site.store_url(RUN), check=False).returncode == 0)
     until("a first outcome", lambda: site.status(RUN)["evaluated"] > 0)
     refused = site.hiernas("submit", str(config), "--store", site.store_url(RUN), check=False)
     assert refused.returncode == 3
@@ -37,6 +49,7 @@ def test_a_search_goes_from_a_laptop_into_the_cluster_while_it_runs(site: Site) 
     config = site.config(RUN, recipe=recipe, limits={"max_evaluations": 6, "workers": 2})
 
     second = laptop()  # goes on where the first one left
+    stack.callback(second.kill)
     until("its claim", lambda: isinstance(site.state(RUN).controllers[-1], Claim))
     assert "started" in site.hiernas("submit", str(config), "--store", site.store_url(RUN), "--take-over").stdout
     said = second.communicate(timeout=90)[1]

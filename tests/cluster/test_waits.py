@@ -59,7 +59,14 @@ def test_a_pod_that_cannot_start(site: Site) -> None:
     remove(site, "no-secret")
 
 
-def test_a_quota_of_pods_and_one_of_jobs(site: Site) -> None:
+@pytest.fixture
+def no_quota(site: Site) -> Iterator[None]:
+    """However the test ends, no quota stays for the next one."""
+    yield
+    site.cluster.kubectl("-n", NAMESPACE, "delete", "resourcequota", "small", "--ignore-not-found")
+
+
+def test_a_quota_of_pods_and_one_of_jobs(site: Site, no_quota: None) -> None:
     quota: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
