@@ -185,3 +185,4 @@ def test_everything_happens_to_one_search(site: Site) -> None:
     assert sorted(candidates) == list(range(len(state.stories)))
     assert {EndReason.GONE, EndReason.DISRUPTED, EndReason.MEMORY, EndReason.NODE_LOST} <= set(state.totals.ends)
     assert all(end.message for story in state.stories for end in story.ends.values()), [story.ends for story in state.stories if story.ends]
+    storm.kubectl("delete", "lease", RUN)
