@@ -17,7 +17,7 @@ from pipeline.run import RunFolder
 from pipeline.status import story, summary
 from pipeline.store import Store, address, open_store
 from search.limits import Desire
-from search.records import RUN_NAME, Claim, ReleaseReason
+from search.records import RUN_NAME, ReleaseReason
 
 DEFAULT_STORE = "runs"
 
@@ -129,12 +129,12 @@ def _status(arguments: argparse.Namespace) -> int:
 def _print_why(folder: RunFolder, namespace: str | None) -> None:
     try:
         from pipeline.api import Api
+        from pipeline.labels import namespace_of
         from pipeline.why import why
     except ModuleNotFoundError as error:
         raise ConfigError(f"--why needs the package {error.name!r}; install hiernas[cluster]") from error
     state = folder.load()
-    owner = next((one.owner for one in reversed(state.controllers) if isinstance(one, Claim)), "")
-    of_pod = owner.partition("/")[0] if "@cluster-" in owner else None
+    of_pod = namespace_of(state.last_claim.owner) if state.last_claim is not None else None
     for line in why(state, namespace or of_pod or "hiernas", Api(), time.time()):
         print(f"why               {line}", flush=True)
 

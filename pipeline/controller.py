@@ -15,6 +15,7 @@ from pipeline.clock import Clock
 from pipeline.codec import BadRecord, sha256
 from pipeline.errors import HiernasError, Overtaken, Unavailable
 from pipeline.executor import Executor, Job, JobSpec, JobStatus, Refused, job_name
+from pipeline.labels import namespace_of
 from pipeline.run import (
     RunFolder,
     SlotTaken,
@@ -73,6 +74,10 @@ class Place:
     nonce: str
     owner: str
     incarnation: str
+
+    def claim_id(self, slot: int) -> str:
+        """Id of its claim in that slot: a process may claim again after its own release, and stamps say which one."""
+        return sha256(f"{self.nonce}/{slot}".encode())[:32]
 
 
 class Controller:
@@ -134,8 +139,7 @@ class Controller:
                 return False
             self._check_claim(records, last)
             follows = last.controller if isinstance(last, Claim) else None
-            # A process may claim again after its own release: each claim has an id of its own, so that stamps say which one.
-            claim = sha256(f"{self.place.nonce}/{len(records)}".encode())[:32]
+            claim = self.place.claim_id(len(records))
             record = Claim(
                 claim, self.place.owner, self.place.incarnation, follows,
                 self.executor.name, self.limits, self.clock.now(),
@@ -480,7 +484,7 @@ class Controller:
 def _same_lease(last: Claim, place: Place) -> bool:
     """Whether both are pods under one Lease, thus of one run on one cluster, though the cluster's certificates changed in between."""
     here, there = (one.partition("/")[0] for one in (place.incarnation, last.incarnation))
-    return here == there and "@cluster-" in last.owner and "@cluster-" in place.owner
+    return here == there and namespace_of(last.owner) is not None and namespace_of(place.owner) is not None
 
 
 def _result(evaluation: Evaluation) -> tuple[OutcomeKind, float | None, float]:

@@ -46,7 +46,7 @@ def place(nonce: str, run: str, cluster: ClusterConfig) -> Place | None:
     if not pod:
         return None
     authority = hashlib.sha256((ACCOUNT / "ca.crt").read_bytes()).hexdigest()[:12]
-    return Place(nonce, f"{cluster.namespace}/{run}@cluster-{authority}", f"{os.environ.get(LEASE_VARIABLE)}/{pod}")
+    return Place(nonce, labels.pod_owner(cluster.namespace, run, authority), f"{os.environ.get(LEASE_VARIABLE)}/{pod}")
 
 
 def _path(cluster: ClusterConfig, kind: str, name: str = "") -> str:

@@ -29,6 +29,8 @@ CONTROLLER, WORKER = "controller", "worker"
 STAY = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
 """Annotations that keep autoscalers from moving a pod."""
 
+_IN_CLUSTER = "@cluster-"
+
 
 def common(run: str, component: str, version: str) -> dict[str, str]:
     """Labels of every object of a run."""
@@ -50,6 +52,16 @@ def lease_name(run: str) -> str:
 def controller_name(run: str) -> str:
     """Its Job and its ConfigMap."""
     return f"{run}-controller"
+
+
+def pod_owner(namespace: str, run: str, authority: str) -> str:
+    """Owner of a claim that a controller's pod makes. `authority`: tells clusters apart."""
+    return f"{namespace}/{run}{_IN_CLUSTER}{authority}"
+
+
+def namespace_of(owner: str) -> str | None:
+    """The namespace of the pod whose claim has this owner; None: it is no pod's."""
+    return owner.partition("/")[0] if _IN_CLUSTER in owner else None
 
 
 def workers_of(run: str) -> str:

@@ -26,6 +26,7 @@ from pipeline.directory import DirectoryStore, explain
 from pipeline.errors import ConfigError, HiernasError, Overtaken, Unavailable
 from pipeline.executor import Executor
 from pipeline.inline import InlineExecutor
+from pipeline.labels import namespace_of
 from pipeline.plan import View
 from pipeline.processes import ProcessExecutor
 from pipeline.progress import Progress
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("hiernas.launch")
 PACE_SECONDS = {"processes": 0.5, "inline": 0.5, "kubernetes": 2.0}
 """Longest wait between two rounds; a local worker that ends wakes the controller at once."""
-CLUSTER_OWNER = "@cluster-"
-"""In the owner of a controller that runs as a pod."""
 IDLE_SECONDS = 900.0
 """How long a controller in a pod waits where a restart would hardly help, before it looks again all the same."""
 LINGER_SECONDS = 45.0
@@ -73,8 +72,7 @@ def begin(config: Config, fresh: Run, folder: RunFolder, before: Limits | None =
     state = folder.load()
     if state.moved is not None:
         raise ConfigError(folder.elsewhere(state.moved))
-    last = next((record for record in reversed(state.controllers) if isinstance(record, Claim)), None)
-    before = before or (last.limits if last is not None else None)
+    before = before or (state.last_claim.limits if state.last_claim is not None else None)
     if before is not None and (wanted := before.differences(config.limits)):
         # Only what was edited since the last start: a `hiernas set` in between stays in force.
         request(folder, wanted, None)
@@ -243,22 +241,17 @@ def submit(config: Config, text: str, store_url: str, take_over: bool = False) -
     if take_over:
         _hand_over(folder)
     put_data(config, store, store_url)
-    controllers = folder.load().controllers
+    state = folder.load()
     # One that has released, or waits because another was in charge, claims only once it is started again.
-    again = bool(controllers) and not (isinstance(controllers[-1], Claim) and _in_cluster(controllers[-1], config.cluster.namespace))
+    again = bool(state.controllers) and (state.charge is None or namespace_of(state.charge.owner) != config.cluster.namespace)
     done: str = deploy.apply(api, folder.run, store_url, config.cluster, text, again)
     return done
 
 
-def _in_cluster(claim: Claim, namespace: str) -> bool:
-    return CLUSTER_OWNER in claim.owner and claim.owner.startswith(f"{namespace}/")
-
-
 def _check_charge(folder: RunFolder, namespace: str) -> None:
     """Overtaken while somebody else than a controller in this namespace is in charge: nothing is asked of a run that is not handed over."""
-    state = folder.load() if folder.exists() else None
-    last = state.controllers[-1] if state is not None and state.controllers else None
-    if isinstance(last, Claim) and not _in_cluster(last, namespace):
+    last = folder.load().charge if folder.exists() else None
+    if last is not None and namespace_of(last.owner) != namespace:
         raise Overtaken(
             f"run {folder.name!r} is in the charge of {last.owner} (since {last.at:.0f}). End that controller first (Ctrl-C, or "
             f"`hiernas stop {folder.name}`); if it is gone for good, give --take-over"
@@ -268,14 +261,15 @@ def _check_charge(folder: RunFolder, namespace: str) -> None:
 def _hand_over(folder: RunFolder) -> None:
     """End the charge of whoever has it, so that a controller in the cluster may claim."""
     state = folder.load()
-    last = state.controllers[-1] if state.controllers else None
-    if not isinstance(last, Claim):
+    last = state.charge
+    if last is None:
         return
     me, number, now = place(), len(state.controllers), SystemClock().now()
-    claim = Claim(me.nonce, me.owner, me.incarnation, last.controller, last.executor, last.limits, now)
+    claim = Claim(me.claim_id(number), me.owner, me.incarnation, last.controller, last.executor, last.limits, now)
+    release = Release(ReleaseReason.INTERRUPTED, Stamp(claim.controller, now, len(state.history), len(state.requests)))
     try:
         folder.create(controller_key(number), claim)
-        folder.create(controller_key(number + 1), Release(ReleaseReason.INTERRUPTED, Stamp(me.nonce, now, len(state.history), len(state.requests))))
+        folder.create(controller_key(number + 1), release)
     except SlotTaken as taken:
         raise Overtaken(f"run {folder.name!r} was taken over by another controller meanwhile ({taken.key}); see `hiernas status {folder.name}`") from taken
 
@@ -324,5 +318,4 @@ def _interruptible(controller: Controller) -> Iterator[None]:
 
 def in_charge(folder: RunFolder) -> bool:
     """Whether somebody has claimed the run and not released it (it may have died since)."""
-    state = folder.load()
-    return bool(state.controllers) and not isinstance(state.controllers[-1], Release)
+    return folder.load().charge is not None

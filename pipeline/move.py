@@ -142,7 +142,7 @@ def _claim(folder: RunFolder, state: State, place: Place, clock: Clock, take_ove
     claims = [record for record in state.controllers if isinstance(record, Claim)]
     if not claims:
         raise ConfigError(f"run {folder.name!r} was never worked on, so there is nothing to move: begin it there, `hiernas run CONFIG --store URL`")
-    last = state.controllers[-1] if isinstance(state.controllers[-1], Claim) else None
+    last = state.charge
     if last is not None and state.moved is None:
         if any(claim.incarnation == place.incarnation for claim in claims):
             raise Overtaken(f"run {folder.name!r} was taken over by {last.owner} ({last.incarnation}): nothing was moved")
@@ -151,9 +151,8 @@ def _claim(folder: RunFolder, state: State, place: Place, clock: Clock, take_ove
                 f"run {folder.name!r} is in the charge of {last.owner} ({last.incarnation}). End it first (`hiernas stop {folder.name}`, Ctrl-C); "
                 "or give --take-over: if that controller is still at work, it stops"
             )
-    number = len(state.controllers)
     return Claim(
-        sha256(f"{place.nonce}/{number}".encode())[:32], place.owner, place.incarnation, last.controller if last else None,
+        place.claim_id(len(state.controllers)), place.owner, place.incarnation, last.controller if last else None,
         COPY, claims[-1].limits, clock.now(),
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from typing import Any
 from pipeline.plan import holds
 from pipeline.run import RunFolder
 from pipeline.words import text_change
-from search.records import Claim, OutcomeKind, Release
+from search.records import OutcomeKind, Release
 from search.state import State
 
 
@@ -24,7 +24,7 @@ def word(state: State) -> str:
 def summary(state: State) -> dict[str, Any]:
     """The JSON of `hiernas status`."""
     best = state.best
-    last_claim = next((record for record in reversed(state.controllers) if isinstance(record, Claim)), None)
+    last_claim = state.last_claim
     latest = max((outcome.stamp.at for outcome in state.history[-1:]), default=None)
     return {
         "run": state.run.name,

@@ -9,7 +9,7 @@ from pipeline.api import Api, ApiRefusal
 from pipeline.executor import Job, JobStatus, Waiting
 from pipeline.kubernetes import refusals_of
 from pipeline.plan import holds
-from search.records import Claim, Release, ReleaseReason
+from search.records import Release, ReleaseReason
 from search.state import State
 
 Object = dict[str, Any]
@@ -53,7 +53,6 @@ def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
     last = state.controllers[-1] if state.controllers else None
     if isinstance(last, Release) and last.reason is not ReleaseReason.INTERRUPTED:
         return
-    claim = next((one for one in reversed(state.controllers) if isinstance(one, Claim)), None)
     found: list[Object] = []
     try:
         job = api.get(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}")
@@ -61,7 +60,7 @@ def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
     except ApiRefusal as refusal:
         if refusal.status != 404:
             yield _may_not(refusal)
-        elif claim is not None and "@cluster-" in claim.owner:  # else a controller outside of the cluster is at work
+        elif (claim := state.last_claim) is not None and labels.namespace_of(claim.owner):  # else a controller outside of the cluster is at work
             yield f"no controller is in namespace {namespace!r} (Job {name} is not there): submit again, or start `hiernas run --executor kubernetes`"
         return
     yield from _events(state, namespace, api)

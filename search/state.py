@@ -110,6 +110,17 @@ class State:
     """None before the first claim."""
 
     @property
+    def last_claim(self) -> Claim | None:
+        """The latest claim; whoever made it may have released the run since."""
+        return next((record for record in reversed(self.controllers) if isinstance(record, Claim)), None)
+
+    @property
+    def charge(self) -> Claim | None:
+        """The claim of who is in charge; None where nobody has claimed, or the last one has released the run."""
+        last = self.controllers[-1] if self.controllers else None
+        return last if isinstance(last, Claim) else None
+
+    @property
     def in_flight(self) -> int:
         """Candidates without an outcome."""
         return len(self.stories) - len(self.history)
