@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import stat
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -102,6 +102,13 @@ class Config:
         for name in ("store", "data_root"):
             if "\0" in getattr(self, name) or len(getattr(self, name)) > MAX_PATH_LENGTH:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: at most {MAX_PATH_LENGTH} characters, no NUL among them")
+
+    def resources(self) -> Resources:
+        """What an attempt may use. In a cluster the candidate's own time limit bounds its pod too: a driver that hangs hears no other clock."""
+        found = self.executor.resources()
+        if self.executor.kind == "kubernetes" and found.time_limit_seconds is None:
+            return replace(found, time_limit_seconds=self.recipe.time_limit_seconds)
+        return found
 
     def dataset(self) -> Dataset:
         """The prepared data set's description; ConfigError when there is none."""

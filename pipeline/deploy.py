@@ -23,11 +23,11 @@ from pipeline.controller import Place
 from pipeline.errors import ConfigError, ExecutorUnavailable, HiernasError
 from pipeline.executor import JobSpec, job_name
 from pipeline.kubernetes import KubernetesExecutor, explain_refusal
+from pipeline.manifest import LEASE_VARIABLE, POD_VARIABLE
 from search.records import Resources, Run
 
 Object = dict[str, Any]
 log = logging.getLogger("hiernas.deploy")
-LEASE_VARIABLE, POD_VARIABLE = "HIERNAS_LEASE_UID", "HIERNAS_POD_UID"
 REPORT_SECONDS = 60.0
 REPLACE_SECONDS = 60.0
 """How long the old controller's Job may take to disappear."""

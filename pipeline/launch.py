@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,7 @@ from pipeline.status import word
 from pipeline.store import Store, open_store
 from pipeline.worker import TRAINER
 from search.limits import Limits
-from search.records import Claim, Release, ReleaseReason, Resources, Run, Stamp
+from search.records import Claim, Release, ReleaseReason, Run, Stamp
 
 if TYPE_CHECKING:
     from pipeline.metrics import Exporter
@@ -192,7 +191,7 @@ def _control(
     tell: Callable[[str, str], None] = lambda _, __: None,
 ) -> ReleaseReason | None:
     executor = executor_for(config, folder.run, store_url, trainer)
-    controller = Controller(folder, executor, SystemClock(), where, config.limits, _resources(config, folder.run), take_over, tell)
+    controller = Controller(folder, executor, SystemClock(), where, config.limits, config.resources(), take_over, tell)
     own = None
     if exporter is None and metrics_port is not None:
         from pipeline.metrics import Exporter
@@ -215,14 +214,6 @@ def _control(
             own.close()
     print(closing(controller, reason), file=sys.stderr)
     return reason
-
-
-def _resources(config: Config, run: Run) -> Resources:
-    """What an attempt may use. In a cluster the candidate's own time limit bounds its pod too: a driver that hangs hears no other clock."""
-    found = config.executor.resources()
-    if config.executor.kind == "kubernetes" and found.time_limit_seconds is None:
-        return replace(found, time_limit_seconds=run.recipe.time_limit_seconds)
-    return found
 
 
 def submit(config: Config, text: str, store_url: str, take_over: bool = False) -> str:
@@ -278,7 +269,7 @@ def described(config: Config, text: str, store_url: str) -> list[dict[str, Any]]
     """What `submit` would create, and the Job of a first worker as an example; touches neither store nor cluster."""
     deploy = _cluster_module()
     assert config.cluster is not None
-    found: list[dict[str, Any]] = deploy.described(config.what("0" * 32), store_url, config.cluster, text, config.executor.resources())
+    found: list[dict[str, Any]] = deploy.described(config.what("0" * 32), store_url, config.cluster, text, config.resources())
     return found
 
 

@@ -16,6 +16,8 @@ DATA_ROOT = "/data"
 """Where workers find the prepared data set: mounted there (`cluster.worker_pod`), else fetched from the store."""
 CONFIG_FOLDER = "/etc/hiernas"
 METRICS_PORT = 9090
+LEASE_VARIABLE, POD_VARIABLE = "HIERNAS_LEASE_UID", "HIERNAS_POD_UID"
+"""By which a controller learns in which pod it is, and under which Lease."""
 GRACE_SECONDS = 30
 DAY_SECONDS = 86_400
 CONTROLLER_LOST_SECONDS = 30
@@ -81,8 +83,23 @@ def _security() -> Object:
     return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
 
-def _pod_security() -> Object:
-    return {"runAsNonRoot": True, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+def _pod(metadata: Object, component: str, account: str, restart: str, container: Object, volumes: list[Object]) -> Object:
+    """A pod of one container, which is called like its component, as Pod Security 'restricted' wants it."""
+    return {
+        "metadata": {
+            "labels": metadata["labels"],
+            "annotations": metadata["annotations"] | labels.STAY | {"kubectl.kubernetes.io/default-container": component},
+        },
+        "spec": {
+            "restartPolicy": restart,
+            "serviceAccountName": account,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": GRACE_SECONDS,
+            "securityContext": {"runAsNonRoot": True, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{"name": component, **container, "securityContext": _security(), "terminationMessagePolicy": "FallbackToLogsOnError"}],
+            "volumes": volumes,
+        },
+    }
 
 
 def _template(pod: Object, patch: Object, unreachable_seconds: int) -> Object:
@@ -129,34 +146,15 @@ def worker_job(spec: JobSpec, origin: Origin, cluster: ClusterConfig) -> Object:
         metadata["labels"][labels.QUEUE] = cluster.queue
     scratch = {"emptyDir": {"sizeLimit": f"{math.ceil(cluster.scratch_gib * 1024)}Mi"}}
     numbers = ["--run", spec.run, "--candidate", str(spec.candidate), "--attempt", str(spec.attempt)]
-    pod: Object = {
-        "metadata": {
-            "labels": metadata["labels"],
-            "annotations": metadata["annotations"] | labels.STAY | {"kubectl.kubernetes.io/default-container": labels.WORKER},
-        },
-        "spec": {
-            "restartPolicy": "Never",
-            "serviceAccountName": cluster.worker_account,
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": GRACE_SECONDS,
-            "securityContext": _pod_security(),
-            "tolerations": [{"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": cluster.unreachable_seconds} for key in LOST_NODE],
-            "containers": [
-                {
-                    "name": labels.WORKER,
-                    "image": cluster.worker_image,
-                    "args": ["worker", "--store", origin.store, *numbers, "--data-root", DATA_ROOT, "--fetch"],
-                    **_environment(cluster, {"HOME": "/tmp", "OMP_NUM_THREADS": str(spec.resources.threads)}),  # noqa: S108
-                    "resources": _resources(spec.resources, cluster),
-                    "securityContext": _security(),
-                    "terminationMessagePolicy": "FallbackToLogsOnError",
-                    "volumeMounts": [{"name": "data", "mountPath": DATA_ROOT}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
-                }
-            ],
-            "volumes": [{"name": "data", **scratch}, {"name": "tmp", **scratch}],
-        },
+    container: Object = {
+        "image": cluster.worker_image,
+        "args": ["worker", "--store", origin.store, *numbers, "--data-root", DATA_ROOT, "--fetch"],
+        **_environment(cluster, {"HOME": "/tmp", "OMP_NUM_THREADS": str(spec.resources.threads)}),  # noqa: S108
+        "resources": _resources(spec.resources, cluster),
+        "volumeMounts": [{"name": "data", "mountPath": DATA_ROOT}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
     }
+    pod = _pod(metadata, labels.WORKER, cluster.worker_account, "Never", container, [{"name": "data", **scratch}, {"name": "tmp", **scratch}])
+    pod["spec"]["automountServiceAccountToken"] = False
     if spec.resources.time_limit_seconds is not None:
         # On the pod, not on the Job: this clock starts when a node has the pod, so waiting costs a candidate nothing.
         pod["spec"]["activeDeadlineSeconds"] = math.ceil(spec.resources.time_limit_seconds) + cluster.start_seconds
@@ -187,49 +185,24 @@ def controller_job(origin: Origin, cluster: ClusterConfig, digest: str) -> Objec
     metadata = _metadata(origin, labels.controller_name(origin.run), cluster.namespace, labels.CONTROLLER)
     metadata["annotations"][labels.CONFIG_DIGEST] = digest
     probe = {"httpGet": {"path": "/healthz", "port": "metrics"}, "periodSeconds": 20, "failureThreshold": 6, "timeoutSeconds": 5}
-    pod: Object = {
-        "metadata": {
-            "labels": metadata["labels"],
-            "annotations": metadata["annotations"] | labels.STAY | {"kubectl.kubernetes.io/default-container": labels.CONTROLLER},
-        },
-        "spec": {
-            "restartPolicy": "OnFailure",
-            "serviceAccountName": cluster.controller_account,
-            "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": GRACE_SECONDS,
-            "securityContext": _pod_security(),
-            "containers": [
-                {
-                    "name": labels.CONTROLLER,
-                    "image": cluster.controller_image,
-                    "args": [
-                        "run",
-                        f"{CONFIG_FOLDER}/config.yaml",
-                        "--store",
-                        origin.store,
-                        "--executor",
-                        "kubernetes",
-                        "--submitted",
-                        "--metrics-port",
-                        str(METRICS_PORT),
-                    ],
-                    **_environment(cluster, {"HOME": "/tmp", "HIERNAS_LEASE_UID": origin.lease_uid}),  # noqa: S108
-                    "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
-                    "livenessProbe": probe,
-                    "startupProbe": probe | {"failureThreshold": 30},
-                    "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
-                    "securityContext": _security(),
-                    "terminationMessagePolicy": "FallbackToLogsOnError",
-                    "volumeMounts": [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
-                }
-            ],
-            "volumes": [
-                {"name": "config", "configMap": {"name": labels.controller_name(origin.run)}},
-                {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
-            ],
-        },
+    command = ["run", f"{CONFIG_FOLDER}/config.yaml", "--store", origin.store, "--executor", "kubernetes", "--submitted", "--metrics-port", str(METRICS_PORT)]
+    environment = _environment(cluster, {"HOME": "/tmp", LEASE_VARIABLE: origin.lease_uid})  # noqa: S108
+    environment["env"].append({"name": POD_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})
+    container: Object = {
+        "image": cluster.controller_image,
+        "args": command,
+        **environment,
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
+        "livenessProbe": probe,
+        "startupProbe": probe | {"failureThreshold": 30},
+        "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
+        "volumeMounts": [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
     }
-    pod["spec"]["containers"][0]["env"].append({"name": "HIERNAS_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})
+    volumes: list[Object] = [
+        {"name": "config", "configMap": {"name": labels.controller_name(origin.run)}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
+    ]
+    pod = _pod(metadata, labels.CONTROLLER, cluster.controller_account, "OnFailure", container, volumes)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

@@ -45,7 +45,7 @@ class Site:
 
     def worker(self) -> Object:
         """The Job of a worker, as the first attempt would have it."""
-        spec = JobSpec(self._name(), self.config.run, 0, 0, self.config.executor.resources(), "0" * 64)
+        spec = JobSpec(self._name(), self.config.run, 0, 0, self.config.resources(), "0" * 64)
         return _tried(manifest.worker_job(spec, self.origin(), self.cluster), spec.name)
 
     def controller(self) -> Object:
