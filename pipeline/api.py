@@ -39,6 +39,15 @@ class ApiRefusal(Exception):
         self.status, self.reason, self.message = status, reason, message
 
 
+_GROUPS = {"jobs": "apis/batch/v1", "leases": "apis/coordination.k8s.io/v1"}
+"""Of kinds that are not of the core group."""
+
+
+def path_of(namespace: str, kind: str, name: str = "") -> str:
+    """Path of a namespace's objects of a kind ("jobs"), or of one of them."""
+    return f"/{_GROUPS.get(kind, 'api/v1')}/namespaces/{namespace}/{kind}" + (f"/{name}" if name else "")
+
+
 def in_cluster() -> bool:
     """Whether this process is in a pod with a service account."""
     return "KUBERNETES_SERVICE_HOST" in os.environ and (ACCOUNT / "token").exists()
@@ -68,6 +77,15 @@ class Api:
     def get(self, path: str, **query: str) -> Object:
         """One object; ApiRefusal 404 if there is none."""
         return self._json("GET", path, query)
+
+    def find(self, path: str) -> Object | None:
+        """One object, or None."""
+        try:
+            return self.get(path)
+        except ApiRefusal as refusal:
+            if refusal.status == 404:
+                return None
+            raise
 
     def text(self, path: str, **query: str) -> str:
         """What is no JSON: a pod's log."""

@@ -11,12 +11,12 @@ import os
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from pipeline import labels, manifest
-from pipeline.api import ACCOUNT, Api, ApiRefusal
+from pipeline.api import ACCOUNT, Api, ApiRefusal, path_of
 from pipeline.clock import Clock
 from pipeline.cluster import ClusterConfig
 from pipeline.controller import Place
@@ -27,6 +27,7 @@ from pipeline.manifest import LEASE_VARIABLE, POD_VARIABLE
 from search.records import Resources, Run
 
 Object = dict[str, Any]
+Got = TypeVar("Got")
 log = logging.getLogger("hiernas.deploy")
 REPORT_SECONDS = 60.0
 REPLACE_SECONDS = 60.0
@@ -49,40 +50,28 @@ def place(nonce: str, run: str, cluster: ClusterConfig) -> Place | None:
     return Place(nonce, labels.pod_owner(cluster.namespace, run, authority), f"{os.environ.get(LEASE_VARIABLE)}/{pod}")
 
 
-def _path(cluster: ClusterConfig, kind: str, name: str = "") -> str:
-    group = {"leases": "apis/coordination.k8s.io/v1", "jobs": "apis/batch/v1"}.get(kind, "api/v1")
-    return f"/{group}/namespaces/{cluster.namespace}/{kind}" + (f"/{name}" if name else "")
-
-
-def _get(api: Api, path: str, cluster: ClusterConfig) -> Object | None:
+def _asked(cluster: ClusterConfig, what: str, ask: Callable[[], Got]) -> Got:
+    """The API server's answer; what it refuses is told with what to do."""
     try:
-        return api.get(path)
+        return ask()
     except ApiRefusal as refusal:
-        if refusal.status == 404:
-            return None
-        raise HiernasError(explain_refusal(refusal, cluster)) from refusal
+        raise HiernasError(f"{what}: {explain_refusal(refusal, cluster)}") from refusal
 
 
-def _create(api: Api, path: str, body: Object, cluster: ClusterConfig, **query: str) -> Object:
-    try:
-        return api.create(path, body, **query)
-    except ApiRefusal as refusal:
-        raise HiernasError(f"{body['kind']} {body['metadata']['name']}: {explain_refusal(refusal, cluster)}") from refusal
+def _get(api: Api, cluster: ClusterConfig, kind: str, name: str) -> Object | None:
+    return _asked(cluster, f"{kind}/{name}", lambda: api.find(path_of(cluster.namespace, kind, name)))
 
 
-def _change(cluster: ClusterConfig, name: str, act: Callable[[], object]) -> None:
-    try:
-        act()
-    except ApiRefusal as refusal:
-        raise HiernasError(f"{name}: {explain_refusal(refusal, cluster)}") from refusal
+def _create(api: Api, cluster: ClusterConfig, kind: str, body: Object) -> Object:
+    return _asked(cluster, f"{body['kind']} {body['metadata']['name']}", lambda: api.create(path_of(cluster.namespace, kind), body))
 
 
 def _lease(api: Api, run: Run, store: str, cluster: ClusterConfig) -> str:
     """UID of the run's Lease, made if there is none; ConfigError if that name belongs to another run."""
     name = labels.lease_name(run.name)
-    there = _get(api, _path(cluster, "leases", name), cluster)
+    there = _get(api, cluster, "leases", name)
     if there is None:
-        there = _create(api, _path(cluster, "leases"), manifest.lease(run.name, run.run_id, store, cluster.namespace, version("hiernas")), cluster)
+        there = _create(api, cluster, "leases", manifest.lease(run.name, run.run_id, store, cluster.namespace, version("hiernas")))
     found = there["metadata"].get("annotations") or {}
     if (found.get(labels.RUN_ID), found.get(labels.STORE)) != (run.run_id, store):
         raise ConfigError(
@@ -124,33 +113,32 @@ def _digest(what: object) -> str:
 
 def submitted_config(api: Api, run: str, cluster: ClusterConfig) -> str | None:
     """The config that the controller in the cluster was given last; None if there is none."""
-    there = _get(api, _path(cluster, "configmaps", labels.controller_name(run)), cluster)
+    there = _get(api, cluster, "configmaps", labels.controller_name(run))
     return None if there is None else str((there.get("data") or {}).get("config.yaml") or "")
 
 
 def apply(api: Api, run: Run, store: str, cluster: ClusterConfig, config: str, again: bool = False) -> str:
     """Make the cluster as `objects` say; returns in a few words what was done. `again`: also replace a controller that is as it should be."""
     settings, job = objects(run, store, cluster, config, _lease(api, run, store, cluster))
-    settings_path, job_path = _path(cluster, "configmaps"), _path(cluster, "jobs")
     name = job["metadata"]["name"]
-    there = _get(api, f"{settings_path}/{name}", cluster)
+    there = _get(api, cluster, "configmaps", name)
     if there is None:
-        _create(api, settings_path, settings, cluster)
+        _create(api, cluster, "configmaps", settings)
     elif (there.get("data"), there["metadata"].get("ownerReferences")) != (settings["data"], settings["metadata"]["ownerReferences"]):
         # Also where it belongs to a Lease that is gone: it would be removed with that one, under the new controller.
-        _change(cluster, name, lambda: api.replace(f"{settings_path}/{name}", settings))
-    old = _get(api, f"{job_path}/{name}", cluster)
+        _asked(cluster, f"ConfigMap {name}", lambda: api.replace(path_of(cluster.namespace, "configmaps", name), settings))
+    old = _get(api, cluster, "jobs", name)
     if old is None:
-        _create(api, job_path, job, cluster)
+        _create(api, cluster, "jobs", job)
         return "its controller is started"
     done = any(one.get("type") == "Complete" and one.get("status") == "True" for one in (old.get("status") or {}).get("conditions") or [])
     if (old["metadata"].get("annotations") or {}).get(labels.CONFIG_DIGEST) == job["metadata"]["annotations"][labels.CONFIG_DIGEST] and not (done or again):
         return "its controller runs as it is"
-    _change(cluster, name, lambda: api.delete(f"{job_path}/{name}", old["metadata"]["uid"]))
+    _asked(cluster, f"Job {name}", lambda: api.delete(path_of(cluster.namespace, "jobs", name), old["metadata"]["uid"]))
     until = time.monotonic() + REPLACE_SECONDS
     while True:
         try:
-            api.create(job_path, job)
+            api.create(path_of(cluster.namespace, "jobs"), job)
             return "its controller is started again" if done else "its controller is replaced; running workers go on"
         except ApiRefusal as refusal:
             if refusal.reason != "AlreadyExists" or time.monotonic() > until:
@@ -193,6 +181,6 @@ class Reporter:
             "source": {"component": "hiernas-controller"},
         }
         try:
-            Api().create(_path(self._cluster, "events"), event)
+            Api().create(path_of(self._cluster.namespace, "events"), event)
         except (ApiRefusal, ExecutorUnavailable, ConfigError) as error:
             log.warning("no event could be written reason=%s error=%s", reason, error)

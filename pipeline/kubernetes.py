@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline import labels, manifest, observe
-from pipeline.api import Api, ApiRefusal
+from pipeline.api import Api, ApiRefusal, path_of
 from pipeline.clock import Clock
 from pipeline.cluster import ClusterConfig
 from pipeline.errors import ExecutorUnavailable, HiernasError, Overtaken
@@ -29,8 +29,7 @@ class KubernetesExecutor:
 
     def __init__(self, api: Api, origin: manifest.Origin, cluster: ClusterConfig, clock: Clock) -> None:
         self._api, self._origin, self._cluster, self._clock = api, origin, cluster, clock
-        self._jobs_path = f"/apis/batch/v1/namespaces/{cluster.namespace}/jobs"
-        self._core = f"/api/v1/namespaces/{cluster.namespace}"
+        self._jobs_path = path_of(cluster.namespace, "jobs")
         self._settings = manifest.settings_digest(cluster)
         self._known: dict[str, str] = {}
         """UID of each Job seen or created, by name: what vanishes from a list is asked for by name before it counts as gone."""
@@ -54,7 +53,7 @@ class KubernetesExecutor:
 
     def _ours(self, name: str, body: Object) -> Object:
         """The Job of that name, if it is the one that would have been created."""
-        there = self._job(name)
+        there = self._find("jobs", name)
         if there is None:
             raise ExecutorUnavailable(f"Job {name} is there and not there: it is being deleted")
         wanted = body["metadata"]["annotations"]
@@ -69,12 +68,10 @@ class KubernetesExecutor:
                 )
         return there
 
-    def _job(self, name: str) -> Object | None:
+    def _find(self, kind: str, name: str) -> Object | None:
         try:
-            return self._api.get(f"{self._jobs_path}/{name}")
+            return self._api.find(path_of(self._cluster.namespace, kind, name))
         except ApiRefusal as refusal:
-            if refusal.status == 404:
-                return None
             raise self._unavailable(refusal) from refusal
 
     def jobs(self) -> Sequence[Job]:
@@ -82,12 +79,12 @@ class KubernetesExecutor:
         selector = labels.workers_of(self._origin.run)
         try:
             jobs = self._api.list(self._jobs_path, selector)
-            pods = observe.by_job(self._api.list(f"{self._core}/pods", selector))
+            pods = observe.by_job(self._api.list(path_of(self._cluster.namespace, "pods"), selector))
         except ApiRefusal as refusal:
             raise self._unavailable(refusal) from refusal
         listed = {str(one["metadata"]["name"]) for one in jobs}
         for name in self._known.keys() - listed:
-            if (there := self._job(name)) is None:
+            if (there := self._find("jobs", name)) is None:
                 self._forget(name)
             else:
                 jobs.append(there)
@@ -108,7 +105,7 @@ class KubernetesExecutor:
         self._known[name] = uid
         now = self._clock.now()
         held = self._held.setdefault(name, {})
-        newest = max(pods, key=lambda one: str(one["metadata"].get("creationTimestamp")), default=None)
+        newest = observe.newest(pods)
         for pod in pods:
             held[str(pod["metadata"]["uid"])] = observe.held_seconds(pod, now)
         current = str(newest["metadata"]["uid"]) if newest is not None else None
@@ -118,7 +115,7 @@ class KubernetesExecutor:
             self._clock.monotonic() - since if since is not None else None,
         )
         made = (found["metadata"].get("annotations") or {}).get(labels.SETTINGS, self._settings)
-        read = observe.job(found, [newest] if newest is not None else [], now, self._cluster.unreachable_seconds, seen, self._refusals.get(uid, ()))
+        read = observe.job(found, newest, now, self._cluster.unreachable_seconds, seen, self._refusals.get(uid, ()))
         return replace(read, outdated=made != self._settings)
 
     def _watch_terminating(self, pods: Sequence[Object]) -> None:
@@ -127,24 +124,13 @@ class KubernetesExecutor:
         self._terminating = {uid: self._terminating.get(uid, now) for uid in uids}
 
     def _read_refusals(self) -> None:
-        """Why the cluster makes no pod for a Job is told by events alone. Without the right to read them the reason stays unknown."""
-        if self._clock.monotonic() - self._events_at < EVENT_SECONDS:
-            return
-        self._events_at = self._clock.monotonic()
-        try:
-            self._refusals = refusals_of(self._api.list(f"{self._core}/events", fieldSelector="involvedObject.kind=Job,reason=FailedCreate"))
-        except ApiRefusal:
-            self._refusals = {}
+        if self._clock.monotonic() - self._events_at >= EVENT_SECONDS:
+            self._events_at = self._clock.monotonic()
+            self._refusals = read_refusals(self._api, self._cluster.namespace)
 
     def _check_lease(self) -> None:
-        path = f"/apis/coordination.k8s.io/v1/namespaces/{self._cluster.namespace}/leases/{labels.lease_name(self._origin.run)}"
-        try:
-            uid = self._api.get(path)["metadata"]["uid"]
-        except ApiRefusal as refusal:
-            if refusal.status != 404:
-                raise self._unavailable(refusal) from refusal
-            uid = None
-        if uid != self._origin.lease_uid:
+        lease = self._find("leases", labels.lease_name(self._origin.run))
+        if lease is None or lease["metadata"]["uid"] != self._origin.lease_uid:
             raise Overtaken(
                 f"run {self._origin.run!r} was removed from the cluster (its Lease {self._cluster.namespace}/{self._origin.run} is gone): "
                 "this controller has stopped, nothing in the store is lost; `hiernas submit` continues it"
@@ -172,6 +158,14 @@ class KubernetesExecutor:
 
     def _unavailable(self, refusal: ApiRefusal) -> ExecutorUnavailable:
         return ExecutorUnavailable(f"Kubernetes API: {explain_refusal(refusal, self._cluster)}")
+
+
+def read_refusals(api: Api, namespace: str) -> dict[str, list[str]]:
+    """Why the cluster makes no pod for a Job is told by events alone. Without the right to read them the reason stays unknown."""
+    try:
+        return refusals_of(api.list(path_of(namespace, "events"), fieldSelector="involvedObject.kind=Job,reason=FailedCreate"))
+    except ApiRefusal:
+        return {}
 
 
 def refusals_of(events: Sequence[Object]) -> dict[str, list[str]]:

@@ -32,10 +32,14 @@ class Seen:
     """How long its pod has been terminating, by the controller's clock."""
 
 
-def job(found: Object, pods: Sequence[Object], now: float, unreachable_seconds: float, seen: Seen, refusals: Sequence[str] = ()) -> Job:
-    """One job. `now`: seconds since 1970; `refusals`: messages of FailedCreate events of the Job, the newest last."""
+def newest(pods: Sequence[Object]) -> Object | None:
+    """The last one that was made; a Job has several after a queue has suspended it."""
+    return max(pods, key=lambda one: str(_at(one, "metadata", "creationTimestamp") or ""), default=None)
+
+
+def job(found: Object, pod: Object | None, now: float, unreachable_seconds: float, seen: Seen, refusals: Sequence[str] = ()) -> Job:
+    """One job and its newest pod. `now`: seconds since 1970; `refusals`: messages of FailedCreate events of the Job, the newest last."""
     name = str(_at(found, "metadata", "name"))
-    pod = max(pods, key=lambda one: str(_at(one, "metadata", "creationTimestamp") or ""), default=None)
     held = seen.held_before + (held_seconds(pod, now) if pod is not None else 0.0)
     node = _text(pod, "spec", "nodeName") or None
     code, told = _exit(pod)

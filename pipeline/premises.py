@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline import capacity, checks, labels, rights
-from pipeline.api import Api, ApiRefusal
+from pipeline.api import Api, ApiRefusal, path_of
 from pipeline.checks import Check, Verdict
 from pipeline.errors import ExecutorUnavailable, HiernasError
 from pipeline.kubernetes import explain_refusal
@@ -75,7 +75,7 @@ def _server(site: Site) -> Iterator[Check]:
 
 def _namespace(site: Site) -> Iterator[Check]:
     namespace = site.cluster.namespace
-    found = site.get(site.core)
+    found = site.api.find(site.core)
     if found is None:
         yield checks.failed(
             "namespace", f"{namespace!r} is not there", "an administrator makes it with k8s/base, or correct cluster.namespace; the rest was not looked at"
@@ -109,7 +109,7 @@ def _images(site: Site) -> Iterator[Check]:
 def _accounts(site: Site) -> Iterator[Check]:
     roles = True
     for account in dict.fromkeys((site.cluster.controller_account, site.cluster.worker_account)):
-        found = site.get(f"{site.core}/serviceaccounts/{account}")
+        found = site.api.find(f"{site.core}/serviceaccounts/{account}")
         if found is None:
             yield checks.failed(
                 "accounts", f"service account {account!r} is not in the namespace", "apply k8s/base, or correct cluster.controller_account and worker_account"
@@ -129,7 +129,7 @@ def _secret(site: Site) -> Iterator[Check]:
     name = site.cluster.store_secret
     if name is None:
         return
-    found = site.get(f"{site.core}/secrets/{name}")
+    found = site.api.find(f"{site.core}/secrets/{name}")
     if found is None:
         yield checks.failed(
             "store secret",
@@ -171,7 +171,7 @@ def _endpoint(site: Site) -> Iterator[Check]:
 
 def _lease(site: Site) -> Iterator[Check]:
     name = labels.lease_name(site.config.run)
-    found = site.get(f"/apis/coordination.k8s.io/v1/namespaces/{site.cluster.namespace}/leases/{name}")
+    found = site.api.find(path_of(site.cluster.namespace, "leases", name))
     if found is None:
         yield checks.ok("run in the cluster", f"no run {name!r} is in the namespace")
         return
@@ -194,7 +194,7 @@ def _references(site: Site) -> Iterator[Check]:
     wanted.pop(f"config map {labels.controller_name(site.config.run)!r}", None)  # submit makes it
     for what, path in wanted.items():
         try:
-            there = site.get(path)
+            there = site.api.find(path)
         except ApiRefusal as refusal:
             yield checks.unknown(what, refusal.message, "let somebody look who has the right, or ask for it")
             continue
@@ -247,14 +247,14 @@ def _queue(site: Site) -> Iterator[Check]:
     name = site.cluster.queue
     if name is None:
         return
-    group = site.get("/apis/kueue.x-k8s.io")
+    group = site.api.find("/apis/kueue.x-k8s.io")
     if group is None:
         yield checks.failed(
             "queue", f"cluster.queue is {name!r}, but Kueue is not installed: Jobs would stay suspended for ever", "install Kueue, or leave cluster.queue out"
         )
         return
     served = (group.get("preferredVersion") or {}).get("groupVersion") or "kueue.x-k8s.io/v1beta1"
-    found = site.get(f"/apis/{served}/namespaces/{site.cluster.namespace}/localqueues/{name}")
+    found = site.api.find(f"/apis/{served}/namespaces/{site.cluster.namespace}/localqueues/{name}")
     if found is None:
         yield checks.failed("queue", f"LocalQueue {name!r} is not in the namespace", "make it, or correct cluster.queue")
         return
@@ -274,7 +274,7 @@ def _dry_runs(site: Site) -> Iterator[Check]:
     for what, job in (("worker", site.worker()), ("controller", site.controller())):
         template = job["spec"]["template"]
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"] | {"name": job["metadata"]["name"]}, "spec": template["spec"]}
-        yield from _dry_run(site, f"dry run: {what} job", f"/apis/batch/v1/namespaces/{site.cluster.namespace}/jobs", job)
+        yield from _dry_run(site, f"dry run: {what} job", path_of(site.cluster.namespace, "jobs"), job)
         yield from _dry_run(site, f"dry run: {what} pod", f"{site.core}/pods", pod)
 
 

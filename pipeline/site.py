@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline import manifest
-from pipeline.api import Api, ApiRefusal
+from pipeline.api import Api
 from pipeline.cluster import ClusterConfig
 from pipeline.config import Config
 from pipeline.executor import JobSpec
@@ -29,15 +29,6 @@ class Site:
     def core(self) -> str:
         """Path of the namespace."""
         return f"/api/v1/namespaces/{self.cluster.namespace}"
-
-    def get(self, path: str) -> Object | None:
-        """One object, or None."""
-        try:
-            return self.api.get(path)
-        except ApiRefusal as refusal:
-            if refusal.status == 404:
-                return None
-            raise
 
     def origin(self) -> manifest.Origin:
         """Of objects that are only tried."""

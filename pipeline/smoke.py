@@ -197,9 +197,9 @@ class _Trial:
 
     def remove(self) -> None:
         """Out of the cluster, with all that its Lease owns."""
-        path = f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace}/leases/{labels.lease_name(self.config.run)}"
-        from pipeline.api import ApiRefusal
+        from pipeline.api import ApiRefusal, path_of
 
+        path = path_of(self.namespace, "leases", labels.lease_name(self.config.run))
         try:
             self.api.delete(path)
         except (ApiRefusal, HiernasError) as error:

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline import labels, observe
-from pipeline.api import Api, ApiRefusal
+from pipeline.api import Api, ApiRefusal, path_of
 from pipeline.executor import Job, JobStatus, Waiting
-from pipeline.kubernetes import refusals_of
+from pipeline.kubernetes import read_refusals
 from pipeline.plan import holds
 from search.records import Release, ReleaseReason
 from search.state import State
@@ -55,8 +55,8 @@ def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
         return
     found: list[Object] = []
     try:
-        job = api.get(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}")
-        found = api.list(f"/api/v1/namespaces/{namespace}/pods", f"{labels.RUN}={state.run.name},app.kubernetes.io/component={labels.CONTROLLER}")
+        job = api.get(path_of(namespace, "jobs", name))
+        found = api.list(path_of(namespace, "pods"), f"{labels.RUN}={state.run.name},app.kubernetes.io/component={labels.CONTROLLER}")
     except ApiRefusal as refusal:
         if refusal.status != 404:
             yield _may_not(refusal)
@@ -65,11 +65,11 @@ def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
         return
     yield from _events(state, namespace, api)
     pods = [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
-    refusals = _refusals(namespace, api).get(str(job["metadata"]["uid"]), [])
+    refusals = read_refusals(api, namespace).get(str(job["metadata"]["uid"]), [])
     if not pods:
         yield f"the controller has no pod: {refusals[-1] if refusals else 'it is not created yet'}" + (f" — {_ADVICE[Waiting.ADMISSION]}" if refusals else "")
         return
-    seen = observe.job(job, pods, 0.0, 1e9, observe.Seen())
+    seen = observe.job(job, observe.newest(pods), 0.0, 1e9, observe.Seen())
     if seen.status is JobStatus.PENDING and seen.waits is not None and (seen.waits is not Waiting.STARTING or not observe.restarts(pods[0])):
         yield f"the controller waits ({seen.waits}): {seen.message} — {_advice(seen, state.run.name).replace('worker', 'controller')}"
     elif seen.status is not JobStatus.RUNNING and (crash := observe.restarts(pods[0])):
@@ -79,7 +79,7 @@ def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
 def _events(state: State, namespace: str, api: Api) -> Iterator[str]:
     """What the controller itself reported."""
     try:
-        events = api.list(f"/api/v1/namespaces/{namespace}/events", fieldSelector=f"involvedObject.kind=Lease,involvedObject.name={state.run.name}")
+        events = api.list(path_of(namespace, "events"), fieldSelector=f"involvedObject.kind=Lease,involvedObject.name={state.run.name}")
     except ApiRefusal:
         return
     newest = max(events, key=lambda one: str(one.get("lastTimestamp") or ""), default=None)
@@ -87,29 +87,23 @@ def _events(state: State, namespace: str, api: Api) -> Iterator[str]:
         yield f"the controller reports ({newest.get('reason')}): {newest.get('message')}"
 
 
-def _refusals(namespace: str, api: Api) -> dict[str, list[str]]:
-    try:
-        return refusals_of(api.list(f"/api/v1/namespaces/{namespace}/events", fieldSelector="involvedObject.kind=Job,reason=FailedCreate"))
-    except ApiRefusal:
-        return {}
-
-
 def _jobs(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
     selector = labels.workers_of(state.run.name)
     try:
-        jobs = api.list(f"/apis/batch/v1/namespaces/{namespace}/jobs", selector)
-        pods = observe.by_job(api.list(f"/api/v1/namespaces/{namespace}/pods", selector))
+        jobs = api.list(path_of(namespace, "jobs"), selector)
+        pods = observe.by_job(api.list(path_of(namespace, "pods"), selector))
     except ApiRefusal as refusal:
         yield _may_not(refusal)
         return
-    refusals = _refusals(namespace, api)
+    refusals = read_refusals(api, namespace)
+    uids = {str(one["metadata"]["name"]): str(one["metadata"]["uid"]) for one in jobs}
     seen = [
-        observe.job(one, pods.get(uid, []), now, 1e9, observe.Seen(), refusals.get(uid, ())) for one in jobs if (uid := str(one["metadata"]["uid"])) is not None
+        observe.job(one, observe.newest(pods.get(uid, [])), now, 1e9, observe.Seen(), refusals.get(uid, ()))
+        for one, uid in zip(jobs, uids.values(), strict=True)
     ]
     waiting = [job for job in seen if job.status is JobStatus.PENDING]
     if any(job.waits is Waiting.SUSPENDED for job in waiting):
         queued = _queued(namespace, api)
-        uids = {str(one["metadata"]["name"]): str(one["metadata"]["uid"]) for one in jobs}
         waiting = [replace(job, message=f"{job.message}; {queued[uids[job.name]]}") if uids[job.name] in queued else job for job in waiting]
         waiting.sort(key=lambda job: uids[job.name] not in queued)  # the one that is shown as an example is one that is explained
     for reason in sorted({job.waits for job in waiting if job.waits is not None}):

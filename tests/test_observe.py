@@ -48,7 +48,7 @@ def recorded(name: str) -> dict[str, Any]:
 def read(found: dict[str, Any], seen: observe.Seen | None = None) -> Job:
     uid = str(found["job"]["metadata"]["uid"])
     refusals = refusals_of([one for one in found["events"] if one["reason"] == "FailedCreate"]).get(uid, [])
-    return observe.job(found["job"], observe.by_job(found["pods"]).get(uid, []), NOW, 60.0, seen or observe.Seen(), refusals)
+    return observe.job(found["job"], observe.newest(observe.by_job(found["pods"]).get(uid, [])), NOW, 60.0, seen or observe.Seen(), refusals)
 
 
 def test_every_recording_is_looked_at() -> None:
@@ -177,4 +177,7 @@ def test_no_missing_or_odd_field_stops_a_search(data: st.DataObject) -> None:
         parent[place[-1]] = odd
     if isinstance(found["job"], dict) and all(isinstance(pod, dict) and "metadata" in pod for pod in found["pods"]):
         uid = found["job"]["metadata"]["uid"]
-        assert observe.job(found["job"], observe.by_job(found["pods"]).get(uid, []), NOW, 60.0, observe.Seen()).name == found["job"]["metadata"]["name"]
+        assert (
+            observe.job(found["job"], observe.newest(observe.by_job(found["pods"]).get(uid, [])), NOW, 60.0, observe.Seen()).name
+            == found["job"]["metadata"]["name"]
+        )
