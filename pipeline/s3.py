@@ -3,8 +3,8 @@
 `PutObject` with `If-None-Match: *` is the create-only primitive: the only conditional operation that all object stores we
 target agree on. 412 means that somebody's bytes are there: they are read, and comparing bytes decides. What was not
 answered may have landed, may land later or never: the same bytes are put there again, before anything else is done, for as
-long as this process lives, until the store says what lies there. Nothing is ever deleted (but doctor's own probes) or overwritten, and no other conditional
-or copying operation is used.
+long as this process lives, until the store says what lies there. Nothing is ever overwritten or deleted (but doctor's own
+probes), and no other conditional or copying operation is used.
 """
 
 import base64
@@ -98,16 +98,11 @@ class S3Store:
     def _check_create_only(self) -> None:
         """Refuse a store that overwrites: a search would lose results there without anybody noticing."""
         self.create(PROBE, b"hiernas writes nothing twice\n")
-        try:
-            self._ask("put", PROBE, lambda: self._put(PROBE, b"overwritten\n"))
-        except ClientError as error:
-            if _status(error) == 412:
-                return
-            raise self._refused(PROBE, error) from error
-        raise ConfigError(
-            f"store {self.url} overwrites objects although asked not to (If-None-Match: *): choose an object store with create-only writes; "
-            "Ceph's has them only in a bucket without versioning"
-        )
+        if self._wins(PROBE, lambda: self._put(PROBE, b"overwritten\n")):
+            raise ConfigError(
+                f"store {self.url} overwrites objects although asked not to (If-None-Match: *): choose an object store with create-only writes; "
+                "Ceph's has them only in a bucket without versioning"
+            )
 
     # -- the primitive
 
@@ -145,12 +140,7 @@ class S3Store:
         return stored
 
     def _answer_to(self, put: Callable[[], None], key: str, data: bytes) -> bytes:
-        try:
-            self._ask("put", key, put)
-        except ClientError as error:
-            if _status(error) != 412:
-                raise self._refused(key, error) from error
-        else:
+        if self._wins(key, put):
             return data
         try:
             return self._read(key)  # our own, where an earlier answer was lost: comparing bytes decides
@@ -163,12 +153,7 @@ class S3Store:
         return self._read(check_key(key))
 
     def _read(self, key: str) -> bytes:
-        try:
-            return self._ask("get", key, lambda: self._get(key))
-        except ClientError as error:
-            if _status(error) == 404 and _code(error) in _MISSING:
-                raise KeyError(key) from None
-            raise self._refused(key, error) from error
+        return self._fetched(key, lambda: self._get(key))
 
     def list(self, prefix: str, after: str | None = None) -> list[str]:
         """See Store."""
@@ -192,17 +177,13 @@ class S3Store:
         """Store the file's bytes unless the key is taken; at most 5 GiB."""
         check_key(key)
         with path.open("rb") as file:
-            md5 = base64.b64encode(hashlib.file_digest(file, _md5).digest()).decode()
+            md5 = hashlib.file_digest(file, _md5).digest()
 
             def put() -> None:
                 file.seek(0)
-                self._client.put_object(Bucket=self.bucket, Key=self._prefix + key, Body=file, IfNoneMatch="*", ContentMD5=md5)
+                self._put(key, file, md5)
 
-            try:
-                self._ask("put", key, put)
-            except ClientError as error:
-                if _status(error) != 412:
-                    raise self._refused(key, error) from error
+            self._wins(key, put)
 
     def get_file(self, key: str, path: Path) -> None:
         """Write what is stored there into a file; KeyError when absent."""
@@ -216,12 +197,7 @@ class S3Store:
             if path.stat().st_size != found.get("ContentLength"):
                 raise _Unsettled(f"{path.stat().st_size} bytes came of {found.get('ContentLength')}")
 
-        try:
-            self._ask("get", key, get)
-        except ClientError as error:
-            if _status(error) == 404 and _code(error) in _MISSING:
-                raise KeyError(key) from None
-            raise self._refused(key, error) from error
+        self._fetched(key, get)
 
     # -- what `hiernas doctor` asks of the bucket
 
@@ -256,8 +232,28 @@ class S3Store:
 
     # -- requests
 
-    def _put(self, key: str, data: bytes) -> None:
-        digest = base64.b64encode(_md5(data).digest()).decode()
+    def _wins(self, key: str, put: Callable[[], None]) -> bool:
+        """Whether this write took the key; False where somebody's bytes are there."""
+        try:
+            self._ask("put", key, put)
+        except ClientError as error:
+            if _status(error) == 412:
+                return False
+            raise self._refused(key, error) from error
+        return True
+
+    def _fetched(self, key: str, get: Callable[[], Got]) -> Got:
+        """What is stored there; KeyError when absent."""
+        try:
+            return self._ask("get", key, get)
+        except ClientError as error:
+            if _status(error) == 404 and _code(error) in _MISSING:
+                raise KeyError(key) from None
+            raise self._refused(key, error) from error
+
+    def _put(self, key: str, data: Any, md5: bytes | None = None) -> None:
+        """`data`: bytes, or a file with the MD5 of its bytes."""
+        digest = base64.b64encode(md5 or _md5(data).digest()).decode()
         self._client.put_object(Bucket=self.bucket, Key=self._prefix + key, Body=data, IfNoneMatch="*", ContentMD5=digest)
 
     def _get(self, key: str) -> bytes:
