@@ -14,8 +14,8 @@ from urllib.request import Request, urlopen
 
 from s3_server import BUCKET, S3Server, environment, free_port
 
-from pipeline import probe
-from pipeline.checks import Verdict
+from pipeline.doctor import probe
+from pipeline.doctor.checks import Verdict
 
 SERVERS = Path(__file__).parents[1] / ".venv/servers"
 

@@ -13,10 +13,11 @@ import yaml
 from bad_store import Moto, refused
 from s3_server import BUCKET, Exchange, Proxy, S3Server, environment
 
-from pipeline import capacity, checks, doctor, probe, rights, smoke
-from pipeline.checks import Check, Verdict
+from pipeline import doctor
 from pipeline.cli import main
 from pipeline.config import load_config
+from pipeline.doctor import capacity, checks, probe, rights, smoke
+from pipeline.doctor.checks import Check, Verdict
 from pipeline.prepare import prepare_digits
 
 ROOT = Path(__file__).parent.parent

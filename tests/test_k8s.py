@@ -16,11 +16,11 @@ import yaml
 from readme_commands import ROOT
 from test_manifest import GOLDEN, ORIGIN, PLAIN, spec
 
-from pipeline import rights
 from pipeline.cluster import ClusterConfig
 from pipeline.config import load_config
+from pipeline.doctor import rights
+from pipeline.doctor.rights import Right
 from pipeline.manifest import controller_job, worker_job
-from pipeline.rights import Right
 from search.records import Resources
 
 K8S = ROOT / "k8s"

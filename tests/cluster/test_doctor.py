@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from conftest import NAMESPACE, Site, until
 
-from pipeline import premises, rights
 from pipeline.api import Api
-from pipeline.checks import Check, Verdict
 from pipeline.config import load_config
-from pipeline.site import Site as Premises
+from pipeline.doctor import premises, rights
+from pipeline.doctor.checks import Check, Verdict
+from pipeline.doctor.site import Site as Premises
 
 RUN = "doctored"
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline import capacity, checks, labels, manifest
-from pipeline.checks import Check
+from pipeline import labels, manifest
 from pipeline.config import Config, parse_config
+from pipeline.doctor import capacity, checks
+from pipeline.doctor.checks import Check
+from pipeline.doctor.probe import FOLDER
 from pipeline.errors import HiernasError, StoreUnavailable
 from pipeline.launch import launch, submit
-from pipeline.probe import FOLDER
 from pipeline.run import RunFolder, evaluation_key
 from pipeline.status import word
 from pipeline.store import open_store
@@ -81,7 +82,7 @@ def tiny(config: Config, text: str, name: str, pool: Pool) -> tuple[Config, str]
 def _pools(api: "Api", config: Config) -> list[Pool]:
     """Of nodes that can take a worker; [None] where nodes may not be read, are in no pool, or are made on demand."""
     from pipeline.api import ApiRefusal
-    from pipeline.site import Site
+    from pipeline.doctor.site import Site
 
     assert config.cluster is not None
     pod = Site(api, config, config.cluster, "", None).worker()["spec"]["template"]["spec"]

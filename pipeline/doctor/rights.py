@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import checks
 from pipeline.api import Api, ApiRefusal
-from pipeline.checks import Check
 from pipeline.cluster import ClusterConfig
+from pipeline.doctor import checks
+from pipeline.doctor.checks import Check
 
 Object = dict[str, Any]
 _AUTHORIZATION = "/apis/authorization.k8s.io/v1"

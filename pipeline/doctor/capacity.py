@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import checks
-from pipeline.checks import Check
+from pipeline.doctor import checks
+from pipeline.doctor.checks import Check
 
 Object = dict[str, Any]
 Amounts = Mapping[str, float]

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, TextIO
 
 import psutil
 
-from pipeline import checks, probe
-from pipeline.checks import Check, Verdict
 from pipeline.cluster import ClusterConfig
 from pipeline.config import Config, differences
+from pipeline.doctor import checks, probe
+from pipeline.doctor.checks import Check, Verdict
 from pipeline.errors import ConfigError, HiernasError
 from pipeline.run import RunFolder
 from pipeline.store import open_store
@@ -43,7 +43,7 @@ def examine(config: Config, text: str, url: str, smoke: bool) -> Iterator[Check]
     if smoke and not sound:
         yield checks.unknown("smoke", "not tried: a check before it has failed", "mend that first")
     elif smoke:
-        from pipeline.smoke import smoke as try_it
+        from pipeline.doctor.smoke import smoke as try_it
 
         yield from try_it(config, text, url, None if config.cluster is None else _api())
 
@@ -99,8 +99,8 @@ def _cluster(config: Config, cluster: ClusterConfig, url: str, run_id: str | Non
     except ConfigError as error:
         yield checks.failed("cluster", str(error), "the rest was not looked at")
         return
-    from pipeline.premises import examine as examine_site
-    from pipeline.site import Site
+    from pipeline.doctor.premises import examine as examine_site
+    from pipeline.doctor.site import Site
 
     yield from examine_site(Site(api, config, cluster, url, run_id))
 

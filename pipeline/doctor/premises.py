@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline import capacity, checks, labels, rights
+from pipeline import labels
 from pipeline.api import Api, ApiRefusal, path_of
-from pipeline.checks import Check, Verdict
+from pipeline.doctor import capacity, checks, rights
+from pipeline.doctor.checks import Check, Verdict
+from pipeline.doctor.site import Site
 from pipeline.errors import ExecutorUnavailable, HiernasError
 from pipeline.kubernetes import explain_refusal
-from pipeline.site import Site
 
 Object = dict[str, Any]
 OLDEST = (1, 31)

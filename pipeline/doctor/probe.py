@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import checks
-from pipeline.checks import Check
 from pipeline.directory import DirectoryStore
+from pipeline.doctor import checks
+from pipeline.doctor.checks import Check
 from pipeline.errors import HiernasError
 from pipeline.store import Store, open_store
 
