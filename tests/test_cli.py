@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from small_run import COUNT, NAME, RUN, controller, work
 
+from pipeline import launch
 from pipeline.cli import main, parser
 from pipeline.directory import DirectoryStore
 from pipeline.run import RunFolder
 from pipeline.words import text_change
+from search.records import ReleaseReason
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 
@@ -123,3 +125,10 @@ def test_show_tells_a_change_in_words(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     assert main(["show", NAME, "0", "--store", str(tmp_path)]) == 0
     assert "candidate 0: drawn at random, after 0 outcomes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("reason", "code"), [(ReleaseReason.INTERRUPTED, 143), (ReleaseReason.FINISHED, 0), (ReleaseReason.HALTED, 0), (None, 0)])
+def test_a_controllers_pod_ends_well_only_when_its_search_has_ended(reason: ReleaseReason | None, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes starts it again unless it ends with 0: a drained node must not complete the Job of a search that goes on."""
+    monkeypatch.setattr(launch, "launch_submitted", lambda *_: reason)
+    assert main(["run", str(CONFIG), "--submitted", "--metrics-port", "1"]) == code

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from small_run import COUNT, LIMITS, NAME, RUN, Passing, check_finished, controller, errors, work
 
-from pipeline.controller import Controller
+from pipeline.controller import Controller, Place
 from pipeline.errors import DamagedRun, Overtaken
 from pipeline.executor import Job, JobSpec, JobStatus, Waiting
+from pipeline.labels import namespace_of, pod_owner
 from pipeline.requests import request
 from pipeline.run import RunFolder, candidate_key, history_key
 from pipeline.store import MemoryStore, Store
@@ -370,3 +371,20 @@ def test_what_waits_for_corrected_settings_gives_way(waits: Waiting, other: bool
     assert [end.reason for end in story.ends.values()] == ([EndReason.STOPPED] if gives_way else [])
     assert len(story.attempts) == 1 + gives_way
     assert errors(store) == []
+
+
+@pytest.mark.parametrize(("lease", "authority", "overtaken"), [("one", "new", False), ("two", "old", False), ("two", "new", True)])
+def test_a_pod_goes_on_where_one_of_the_same_lease_or_cluster_was(lease: str, authority: str, overtaken: bool) -> None:
+    """The certificates of a cluster change, and a Lease is made anew; only where both differ may it be another cluster."""
+    store = MemoryStore()
+    controller(store).claim()
+    first, second = controller(store, take_over=True), controller(store)
+    first.place = Place("a" * 32, pod_owner("team", NAME, "old"), "one/pod-1")
+    second.place = Place("b" * 32, pod_owner("team", NAME, authority), f"{lease}/pod-2")
+    assert first.claim()
+    if overtaken:
+        with pytest.raises(Overtaken, match="--take-over"):
+            second.claim()
+    else:
+        assert second.claim()
+        assert namespace_of(second.state.charge.owner if second.state.charge else "") == "team"
