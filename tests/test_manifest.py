@@ -13,6 +13,7 @@ from small_run import RUN
 
 from pipeline import deploy, labels, manifest
 from pipeline.cluster import ClusterConfig
+from pipeline.config import parse_config
 from pipeline.executor import JobSpec, job_name
 from search.records import Resources
 
@@ -69,6 +70,31 @@ def test_the_controller_is_replaced_for_another_image_and_not_for_nothing() -> N
 
     assert digest(PLAIN) == digest(PLAIN) == digest(PLAIN, "limits: {workers: 3}\na: 1")  # limits are asked for by requests
     assert len({digest(PLAIN), digest(PLAIN, "a: 2"), digest(FULL), digest(ClusterConfig("w", "c2"))}) == 4
+
+
+def test_what_is_laid_over_a_pod_never_hides_it_from_its_controller() -> None:
+    cluster = ClusterConfig("w", "c", worker_pod={"metadata": {"labels": {labels.RUN: "another", "team": "a"}}})
+    found = manifest.worker_job(spec(Resources()), ORIGIN, cluster)["spec"]["template"]["metadata"]["labels"]
+    assert (found[labels.RUN], found["team"]) == ("digits", "a")
+
+
+@pytest.mark.parametrize(("own", "kind", "limit"), [("null", "kubernetes", 600.0), ("50", "kubernetes", 50.0), ("null", "processes", None)])
+def test_a_pod_has_a_deadline_if_only_its_recipe_has_one(own: str, kind: str, limit: float | None) -> None:
+    """A driver that hangs hears no clock of its own process. Local workers are asked by that clock alone."""
+    config = parse_config(
+        f"""
+run: a
+data: digits
+space: liu2018-hierarchical
+strategy: {{kind: random}}
+recipe: {{extends: digits-small, time_limit_seconds: 600}}
+limits: {{max_evaluations: 1}}
+executor: {{kind: {kind}, time_limit_seconds: {own}}}
+cluster: {{worker_image: w, controller_image: c}}
+""",
+        "test",
+    )
+    assert config.resources().time_limit_seconds == limit
 
 
 JSON = st.recursive(
