@@ -82,6 +82,7 @@ KEYS: dict[str, Key] = {
     "limits.max_attempts": _whole(1, TOP),
     "limits.max_disruptions": _whole(0, TOP),
     "limits.max_bugs": _whole(1, TOP),
+    "limits.max_failures": _whole(1, TOP),
     "constraints.parameters": _whole(0, meaning="Most parameters of a network; null: no limit.", null=True),
     "constraints.multiply_adds": _whole(0, meaning="Most multiply-adds an image; null: no limit.", null=True),
     "constraints.memory_bytes": _whole(0, meaning="Most memory that a training step is predicted to take, in bytes; null: no limit.", null=True),

@@ -188,7 +188,7 @@ VALUES = {
     "ReleaseReason.finished": "every proposed candidate has its outcome, and `max_evaluations` are proposed",
     "ReleaseReason.stopped": "a person asked for it; the run stays stopped until `hiernas resume`",
     "ReleaseReason.interrupted": "Ctrl-C or SIGTERM; the same command continues",
-    "ReleaseReason.halted": "`max_bugs` outcomes `bug`; goes on after `hiernas resume`",
+    "ReleaseReason.halted": "`max_bugs` outcomes `bug`, or `max_failures` failed attempts in a row; goes on after `hiernas resume`",
     "Why.first": "the first attempt",
     "Why.retry": "the one before ended without a result",
     "Stem.cifar": "one 3×3 convolution, three groups of cells",
@@ -313,6 +313,10 @@ class _Executor(InlineExecutor):
     def __init__(self, store: Store, clock: _Clock) -> None:
         super().__init__(store, "data")
         self._clock = clock
+
+    def wait(self, seconds: float) -> None:
+        """See Executor."""
+        self._clock.sleep(max(1.0, seconds))
 
     def start(self, spec: JobSpec) -> None:
         """See Executor."""

@@ -96,7 +96,7 @@ def _ls(arguments: argparse.Namespace) -> int:
     rows, damaged = [], []
     for name in names:
         try:
-            rows.append(summary(RunFolder(store, name).load()))
+            rows.append(summary(RunFolder(store, name).load(), time.time()))
         except DamagedRun as error:  # the others are shown all the same
             damaged.append(str(error))
     for what in damaged:
@@ -114,7 +114,7 @@ def _ls(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     folder = _folder(arguments)
     while True:
-        found = summary(folder.load())
+        found = summary(folder.load(), time.time())
         if arguments.json:
             print(json.dumps(found), flush=True)
         else:

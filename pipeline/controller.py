@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipeline import answer, plan
+from pipeline import answer, plan, trouble
 from pipeline.clock import Clock
 from pipeline.codec import BadRecord, sha256
 from pipeline.errors import HiernasError, Overtaken, Unavailable
@@ -110,6 +110,7 @@ class Controller:
         self._stale = False  # the folder may hold more than the state: it must be read again before anything is decided
         self._looked = clock.monotonic()
         self._networks = answer.Networks()
+        self._rests: dict[int, float] = {}  # candidates whose attempt failed, and when the next may begin
         self._refusals = 0  # in a row
         self._probe_at = self._looked  # when the next job may be tried after a refusal
         self.beat = self._looked
@@ -300,7 +301,10 @@ class Controller:
         view = self._view(jobs)
         if not self.executor.survives:
             view.interrupted, view.now = self.interrupts > 0, self.interrupts > 1
-        view.refused = self.clock.monotonic() < self._probe_at
+        now = self.clock.monotonic()
+        view.refused = now < self._probe_at
+        self._rests = {index: until for index, until in self._rests.items() if now < until}
+        view.resting, view.suspects = frozenset(self._rests), self._suspects()
         for story in self.state.unfinished.values():
             if story.outcome is None and story.attempts and (self._fresh or self._ended_or_vanished(story, jobs)):
                 self._read_evaluations(story, view)
@@ -410,7 +414,15 @@ class Controller:
         )  # fmt: skip
         self._write(end_key(action.candidate, action.attempt), end)
         self.state.end(end)
+        if (pause := trouble.pause_seconds(story)) > 0:
+            self._rests[action.candidate] = self.clock.monotonic() + pause
+            view.resting |= {action.candidate}
+        view.suspects = self._suspects()
         log.info("attempt ended run=%s candidate=%d attempt=%d reason=%s", self.folder.name, action.candidate, action.attempt, action.reason.value)
+
+    def _suspects(self) -> frozenset[str]:
+        """Nodes to avoid; this machine cannot avoid itself."""
+        return frozenset(trouble.suspects(self.state, self.clock.now())) if self.executor.survives else frozenset()
 
     def _dispatch(self, action: plan.Dispatch, view: plan.View) -> None:
         story = self.state.stories[action.candidate]
@@ -419,7 +431,7 @@ class Controller:
         attempt = Attempt(
             action.candidate, number, action.why, CONTROLLER if answered else self.executor.name,
             job_name(self.folder.name, action.candidate, number), self.resources,
-            action.rejected, self.state.open_attempts, self._stamp(),
+            action.rejected, self.state.open_attempts, self._stamp(), action.avoid,
         )  # fmt: skip
         self._write(attempt_key(action.candidate, number), attempt)
         self.state.attempt(attempt)
@@ -432,7 +444,7 @@ class Controller:
         if view.refused:
             return  # one probe is enough: the attempt stays open, and its job is created later
         digest = self.folder.digest(attempt_key(attempt.candidate, attempt.attempt), attempt)
-        spec = JobSpec(attempt.job, self.folder.name, attempt.candidate, attempt.attempt, attempt.resources, digest)
+        spec = JobSpec(attempt.job, self.folder.name, attempt.candidate, attempt.attempt, attempt.resources, digest, attempt.avoid)
         try:
             self.executor.start(spec)
         except Refused as refusal:

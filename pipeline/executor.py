@@ -59,6 +59,8 @@ class JobSpec:
     resources: Resources
     digest: str
     """SHA-256 of the record that decided on it."""
+    avoid: tuple[str, ...] = ()
+    """Nodes it must not run on."""
 
 
 class Refused(Exception):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipeline import transfer
+from pipeline import transfer, trouble
 from pipeline.clock import SystemClock
 from pipeline.config import Config, differences, parse_config
 from pipeline.controller import Controller, Place
@@ -280,8 +280,7 @@ def closing(controller: Controller, reason: ReleaseReason | None) -> str:
     return {
         "finished": f"run {name!r} is finished; `hiernas report {name} --out DIR` draws it, a larger limits.max_evaluations extends it",
         "stopped": f"run {name!r} is stopped and stays so; `hiernas resume {name}`, then the same {again}, continues it",
-        "halted": f"run {name!r} was halted: candidates failed by a bug of the program; `hiernas report {name} --out DIR` shows them. "
-        f"After `hiernas resume {name}` it goes on",
+        "halted": f"run {name!r} was halted: {trouble.halted_by(controller.state)}",
         "interrupted": f"run {name!r} was interrupted, nothing is lost; the same command continues it"
         + ("; its jobs go on in the cluster" if controller.executor.survives else ""),
     }.get(word(controller.state) if reason is None else reason.value, f"run {name!r}: nothing to do")

@@ -113,6 +113,20 @@ def _template(pod: Object, patch: Object, unreachable_seconds: int) -> Object:
     return found
 
 
+def _away(template: Object, nodes: tuple[str, ...]) -> Object:
+    """The pod, but not on these nodes: one more condition in each alternative that the config itself gives (they are alternatives, so in all)."""
+    if nodes:
+        place = "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"
+        required = template
+        for key in place:
+            required[key] = dict(required.get(key) or {})
+            required = required[key]
+        condition = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(nodes)}
+        given = required.get("nodeSelectorTerms") or [{}]
+        required["nodeSelectorTerms"] = [one | {"matchExpressions": [*(one.get("matchExpressions") or []), condition]} for one in given]
+    return template
+
+
 def _environment(cluster: ClusterConfig, fixed: dict[str, str]) -> Object:
     found: Object = {"env": [{"name": name, "value": value} for name, value in (fixed | cluster.environment).items()]}
     if cluster.store_secret is not None:
@@ -167,7 +181,7 @@ def worker_job(spec: JobSpec, origin: Origin, cluster: ClusterConfig) -> Object:
             # Ends the Job with a reason that says "disrupted" even when the pod is gone.
             "rules": [{"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
         },
-        "template": _template(pod, cluster.worker_pod, cluster.unreachable_seconds),
+        "template": _away(_template(pod, cluster.worker_pod, cluster.unreachable_seconds), spec.avoid),
     }
     if cluster.queue is not None:
         job["suspend"] = True  # the queue lets it run

@@ -1,5 +1,6 @@
 """What report.html says: a run's records as sentences and tables. It draws nothing and writes nothing."""
 
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -88,7 +89,7 @@ def _headline(state: State, trained: dict[int, Metrics]) -> str:
 
 
 def _facts(state: State, trained: dict[int, Metrics]) -> list[Row]:
-    found = summary(state)
+    found = summary(state, time.time())
     best = found["best"]
     lost = state.totals.outcomes.get(OutcomeKind.EVALUATED, 0) - len(trained)
     warning = (

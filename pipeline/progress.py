@@ -17,6 +17,7 @@ from rich.text import Text
 from pipeline.controller import Controller
 from pipeline.executor import Job, JobStatus
 from pipeline.plan import View, gpu_seconds, holds
+from pipeline.trouble import halted_by
 from search.records import Outcome, OutcomeKind
 from search.state import State
 
@@ -165,7 +166,7 @@ def _hold(state: State, view: View) -> str | None:
     return {
         "paused": f"paused: `hiernas resume {name}` goes on",
         "stopped": "stopping: what runs may finish",
-        "halted": "halted by bugs of the program: what runs may finish",
+        "halted": f"halted, what runs may finish: {halted_by(state)}",
         "budget": f"max_gpu_hours is used up: `hiernas set {name} max_gpu_hours=…` goes on",
     }.get(holds(state, gpu_seconds(state, view)) or "")
 

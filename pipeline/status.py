@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.plan import holds
 from pipeline.run import RunFolder
+from pipeline.trouble import suspects
 from pipeline.words import text_change
 from search.records import OutcomeKind, Release
 from search.state import State
@@ -21,8 +22,8 @@ def word(state: State) -> str:
     return holds(state, state.totals.gpu_seconds) or "running"
 
 
-def summary(state: State) -> dict[str, Any]:
-    """The JSON of `hiernas status`."""
+def summary(state: State, now: float) -> dict[str, Any]:
+    """The JSON of `hiernas status`; `now`: seconds since 1970."""
     best = state.best
     last_claim = state.last_claim
     latest = max((outcome.stamp.at for outcome in state.history[-1:]), default=None)
@@ -34,8 +35,10 @@ def summary(state: State) -> dict[str, Any]:
         "max_evaluations": state.limits.max_evaluations if state.limits else None,
         "proposed": len(state.stories),
         "in_flight": state.in_flight,
-        "pending": max(0, state.in_flight - state.open_attempts),
+        "open_attempts": state.open_attempts,
         "failed": state.totals.failed,
+        "failures_in_a_row": len(state.failures),
+        "suspect_nodes": suspects(state, now) if last_claim is not None and last_claim.executor == "kubernetes" else {},
         "reused": state.totals.outcomes.get(OutcomeKind.REUSED, 0),
         "outcomes": {kind.value: count for kind, count in sorted(state.totals.outcomes.items())},
         "best": None

@@ -9,6 +9,7 @@ from pipeline.api import Api, ApiRefusal, path_of
 from pipeline.executor import Job, JobStatus, Waiting
 from pipeline.kubernetes import read_refusals
 from pipeline.plan import holds
+from pipeline.trouble import SUSPECT_SECONDS, halted_by, suspects
 from search.records import Release, ReleaseReason
 from search.state import State
 
@@ -28,7 +29,8 @@ _ADVICE = {
 
 def why(state: State, namespace: str, api: Api, now: float) -> list[str]:
     """The reasons found, the widest first; one line that says so if nothing waits."""
-    return list(_run(state)) + list(_controller(state, namespace, api)) + list(_jobs(state, namespace, api, now)) or ["nothing waits"]
+    found = [*_run(state), *_controller(state, namespace, api), *_nodes(state, now), *_jobs(state, namespace, api, now)]
+    return found or ["nothing waits"]
 
 
 def _run(state: State) -> Iterator[str]:
@@ -41,11 +43,20 @@ def _run(state: State) -> Iterator[str]:
         yield {
             "stopped": f"the run is stopped: `hiernas resume {name}`, then submit again, continues it",
             "paused": f"the run is paused: `hiernas resume {name}` goes on",
-            "halted": f"the run was halted by bugs of the program: `hiernas show {name} N` tells of a candidate; `hiernas resume {name}` goes on",
+            "halted": f"the run is halted: {halted_by(state)}",
             "budget": f"max_gpu_hours is used up: `hiernas set {name} max_gpu_hours=…` goes on",
         }[hold]
     elif state.limits is not None and state.limits.workers == 0:
         yield f"workers is 0: `hiernas set {name} workers=N` goes on"
+
+
+def _nodes(state: State, now: float) -> Iterator[str]:
+    for node, count in suspects(state, now).items():
+        last = max((end for end in state.troubles.values() if end.node == node), key=lambda end: end.stamp.at)
+        yield (
+            f"node {node} is avoided for a while: {count} attempts failed there within {SUSPECT_SECONDS / 60:.0f} minutes, the last "
+            f"one {last.reason.value}: {last.message} — kubectl cordon {node}, and look at its GPUs, driver and disk; `hiernas resume {state.run.name}` tries it again at once"
+        )
 
 
 def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:

@@ -34,6 +34,8 @@ class Limits:
     """Disrupted attempts a candidate, before it counts as lost."""
     max_bugs: int = 3
     """Outcomes `bug` since the last resume, at which the run halts."""
+    max_failures: int = 20
+    """Attempts in a row that the platform fails, at which the run halts; an evaluation or a resume begins the count anew."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

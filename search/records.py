@@ -206,6 +206,8 @@ class Attempt:
     open: int
     """Attempts open when this was decided, this one not counted."""
     stamp: Stamp
+    avoid: tuple[str, ...] = ()
+    """Nodes it must not run on: attempts failed there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +329,8 @@ class EndReason(StrEnum):
 
 DISRUPTIONS = frozenset({EndReason.DISRUPTED, EndReason.NODE_LOST, EndReason.CONTROLLER_LOST, EndReason.HANDED_OVER})
 """The platform took the attempt: free, up to `max_disruptions`."""
+PLATFORM = frozenset({EndReason.MACHINE, EndReason.KILLED, EndReason.DEADLINE, EndReason.GONE, EndReason.EMPTY, EndReason.REJECTED})
+"""The platform failed the attempt, and not in the way of a spot machine: `max_attempts` of a candidate, `max_failures` in a row."""
 FREE = frozenset({EndReason.STOPPED, EndReason.SUPERSEDED})
 """A person or another attempt's success ended it: not counted at all."""
 

@@ -11,6 +11,7 @@ from search.genotype import Genotype
 from search.limits import Desire, Limits
 from search.records import (
     CONTROLLER,
+    PLATFORM,
     Attempt,
     Candidate,
     Claim,
@@ -23,6 +24,7 @@ from search.records import (
     Release,
     Request,
     Run,
+    Stamp,
 )
 from search.stream import derive
 
@@ -108,6 +110,12 @@ class State:
     """Requests up to and including the last that said RUN."""
     limits: Limits | None = None
     """None before the first claim."""
+    troubles: dict[tuple[int, int], End] = field(default_factory=dict)
+    """Attempts (candidate, attempt) that the platform failed."""
+    failures: dict[tuple[int, int], Stamp] = field(default_factory=dict)
+    """Those of them since a worker's evaluation was last accepted or the run last resumed, and candidates out of memory since."""
+    good_after: int = 0
+    """Length of the history with the last accepted evaluation of a worker."""
 
     @property
     def last_claim(self) -> Claim | None:
@@ -148,6 +156,7 @@ class State:
             if record.desire is Desire.RUN:
                 self.resumed_at = len(self.requests)
                 self.totals.bugs_since_resume = 0
+                self._forget_failures()
 
     def candidate(self, record: Candidate) -> None:
         """Fold the next of `candidates/`."""
@@ -175,6 +184,9 @@ class State:
         self.totals.ends[record.reason] = self.totals.ends.get(record.reason, 0) + 1
         if not (story.outcome and story.outcome.attempt == record.attempt):
             self._spend(record.held_seconds, record.gpu_seconds)
+        if record.reason in PLATFORM:
+            self.troubles[record.candidate, record.attempt] = record
+            self._fail((record.candidate, record.attempt), record.stamp)
         self._settle(story)
 
     def outcome(self, record: Outcome, digest: str) -> None:
@@ -212,6 +224,12 @@ class State:
         self.totals.outcomes[record.outcome] = self.totals.outcomes.get(record.outcome, 0) + 1
         if record.outcome is OutcomeKind.BUG and record.stamp.control >= self.resumed_at:
             self.totals.bugs_since_resume += 1
+        if record.evaluation is None:
+            if record.outcome is OutcomeKind.OUT_OF_MEMORY:
+                self._fail((record.candidate, record.attempt), record.stamp)
+        elif story.attempts[record.attempt].executor != CONTROLLER:
+            self.good_after = len(self.history)
+            self._forget_failures()
         ended = story.ends.get(record.attempt)
         if ended is not None:  # history's figure replaces the end's
             self._spend(-ended.held_seconds, -ended.gpu_seconds)
@@ -223,6 +241,16 @@ class State:
             self.past.population.append(Scored(record.candidate, record.fitness))
             if self.best is None or self.best.fitness is None or record.fitness > self.best.fitness:
                 self.best = record
+
+    def _fail(self, place: tuple[int, int], stamp: Stamp) -> None:
+        """Count a failure, unless what ends the count has come after it: records may be folded in another order than they were written."""
+        if stamp.after >= self.good_after and stamp.control >= self.resumed_at:
+            self.failures[place] = stamp
+
+    def _forget_failures(self) -> None:
+        before, self.failures = self.failures, {}
+        for place, stamp in before.items():
+            self._fail(place, stamp)
 
     def _spend(self, held_seconds: float, gpu_seconds: float) -> None:
         self.totals.held_seconds += held_seconds

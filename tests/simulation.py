@@ -35,7 +35,7 @@ import pipeline.verify
 from pipeline.codec import BadRecord
 from pipeline.controller import Controller, Place
 from pipeline.errors import ConfigError, DamagedRun, ExecutorUnavailable, MachineFault, Overtaken, StoreUnavailable
-from pipeline.executor import Job, JobSpec, JobStatus, Refused, job_name
+from pipeline.executor import Job, JobSpec, JobStatus, Refused, Waiting, job_name
 from pipeline.requests import request
 from pipeline.run import RunFolder, controller_key, end_key, evaluation_key
 from pipeline.store import MemoryStore
@@ -108,11 +108,13 @@ class SimulatedJob:
     reason: EndReason | None = None
     exit_code: int | None = None
     ended: float | None = None
+    node: str | None = None
 
     def seen(self, now: float) -> Job:
         """As a list of jobs shows it."""
         held = 0.0 if self.status is JobStatus.PENDING else (self.ended or now) - self.since
-        return Job(self.spec.name, self.status, self.reason, exit_code=self.exit_code, node="node", held_seconds=max(0.0, held))
+        waits = Waiting.UNSCHEDULABLE if self.status is JobStatus.PENDING else None
+        return Job(self.spec.name, self.status, self.reason, exit_code=self.exit_code, node=self.node, held_seconds=max(0.0, held), waits=waits)
 
 
 class World:
@@ -298,6 +300,7 @@ class World:
                     ("max_disruptions", (0, 2, 9)),
                     ("max_gpu_hours", (None, 0.01, 0.05)),
                     ("max_bugs", (1, 5)),
+                    ("max_failures", (2, 20)),
                 )
             )
             value = self.random.choice(values)
@@ -436,7 +439,7 @@ class World:
             self.step()
         request(
             RunFolder(self.truth, NAME),
-            {"workers": 3, "max_pending": None, "max_gpu_hours": None, "max_bugs": 1000, "max_evaluations": 24},
+            {"workers": 3, "max_pending": None, "max_gpu_hours": None, "max_bugs": 1000, "max_failures": 1000, "max_evaluations": 24},
             Desire.RUN,
         )
         self.changed = True
@@ -568,6 +571,8 @@ class Platform:
         self.jobs: dict[str, SimulatedJob] = {}
         self.refuses_until = 0.0
         self.room = world.random.choice((1, 3, 10))
+        self.nodes = ["one", "two", "three"]
+        self.failing: set[str] = set()
 
     def create(self, spec: JobSpec) -> None:
         """A job begins to wait for a place."""
@@ -578,8 +583,10 @@ class Platform:
         """What a platform does by itself: give waiting jobs a place, notice that workers have exited."""
         running = sum(job.status is JobStatus.RUNNING for job in self.jobs.values())
         for job in self.jobs.values():
-            if job.status is JobStatus.PENDING and running < self.room and self.world.random.random() < 0.5:
+            fitting = [node for node in self.nodes if node not in job.spec.avoid]
+            if job.status is JobStatus.PENDING and running < self.room and fitting and self.world.random.random() < 0.5:
                 running += 1
+                job.node = self.world.random.choice(fitting)
                 job.status, job.since = JobStatus.RUNNING, self.world.now
                 self._worker(job)
 
@@ -597,6 +604,8 @@ class Platform:
         needless: list[bool] = []
 
         def train(task: Task) -> Evaluation:
+            if job.node in self.failing and not world.calm:
+                raise MachineFault(f"{job.node} fails")
             if needless[0]:
                 world.broken = f"{spec.name} trains though all was known when it began"
             return simulated_training(world, task)
@@ -623,6 +632,10 @@ class Platform:
     def disturb(self) -> None:
         """Something happens to one job."""
         world = self.world
+        if world.chance(0.1):
+            self.nodes = world.random.sample(("one", "two", "three"), world.random.choice((1, 2, 3)))
+            self.failing = {node for node in self.nodes if world.random.random() < 0.3}
+            world.tell("nodes", *self.nodes, "failing", *sorted(self.failing))
         if not self.jobs:
             return
         job = self.jobs[world.random.choice(sorted(self.jobs))]

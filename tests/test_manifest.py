@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,22 @@ def test_the_controller_is_replaced_for_another_image_and_not_for_nothing() -> N
 
     assert digest(PLAIN) == digest(PLAIN) == digest(PLAIN, "limits: {workers: 3}\na: 1")  # limits are asked for by requests
     assert len({digest(PLAIN), digest(PLAIN, "a: 2"), digest(FULL), digest(ClusterConfig("w", "c2"))}) == 4
+
+
+@pytest.mark.parametrize("own", [None, [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}, {"matchFields": []}]])
+def test_an_attempt_keeps_away_from_nodes_besides_what_the_config_asks_for(own: list[dict[str, Any]] | None) -> None:
+    affinity = {"podAffinity": {"x": 1}} | ({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": own}}} if own else {})
+    cluster = replace(PLAIN, worker_pod={"spec": {"affinity": affinity}})
+    before = json.dumps(cluster.worker_pod)
+    job = manifest.worker_job(replace(spec(Resources()), avoid=("n1", "n2")), ORIGIN, cluster)
+    found = job["spec"]["template"]["spec"]["affinity"]
+    away = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["n1", "n2"]}
+    terms = found["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert terms == (
+        [own[0] | {"matchExpressions": [*own[0]["matchExpressions"], away]}, own[1] | {"matchExpressions": [away]}] if own else [{"matchExpressions": [away]}]
+    )
+    assert found["podAffinity"] == {"x": 1}
+    assert json.dumps(cluster.worker_pod) == before
 
 
 def test_what_is_laid_over_a_pod_never_hides_it_from_its_controller() -> None:

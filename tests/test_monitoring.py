@@ -134,6 +134,8 @@ HEALTHY = {
     'hiernas_workers{pod="a", state="pending"}': "0+0x600",
     'hiernas_refused{pod="a"}': "0+0x600",
     'hiernas_held{pod="a", why="paused"}': "0+0x600",
+    'hiernas_held{pod="a", why="halted"}': "0+0x600",
+    'hiernas_suspect_nodes{pod="a"}': "0+0x600",
     'hiernas_last_progress_timestamp_seconds{pod="a"}': "0+60x600",
     'hiernas_evaluations_total{pod="a", outcome="evaluated"}': "500+1x600",
     'hiernas_attempts_total{pod="a", reason="disrupted"}': "100+0x600",
@@ -225,6 +227,18 @@ CASES = [
         "few attempts, all disrupted",
         {'hiernas_attempts_total{pod="a", reason="disrupted"}': "100+0.03x600", 'hiernas_evaluations_total{pod="a", outcome="evaluated"}': "500+0.01x600"},
         {60: set(), 150: set()},
+    ),
+    Case(
+        "it halts, and its controller leaves", RELEASED | {'hiernas_held{pod="a", why="halted"}': "0+0x50 1+0x9 stale"},
+        {49: set(), 52: {"HiernasHalted"}, 200: {"HiernasHalted"}, 430: set()},
+    ),
+    Case(
+        "it halts, is resumed and submitted again", SECOND_POD | {'hiernas_held{pod="a", why="halted"}': "0+0x50 1+0x9 stale", 'hiernas_in_charge{pod="a"}': "1+0x58 0+0x1 stale"},
+        {52: {"HiernasHalted"}, 61: {"HiernasHalted"}, 70: set(), 200: set()},
+    ),
+    Case(
+        "a node fails attempts", {'hiernas_suspect_nodes{pod="a"}': "0+0x20 1+0x60 0+0x500"},
+        {22: set(), 30: {"HiernasSuspectNodes"}, 79: {"HiernasSuspectNodes"}, 85: set()},
     ),
     Case(
         "the store fails", {'hiernas_store_requests_total{pod="a", operation="read", result="error"}': "0+0x20 0+20x30 600+0x400"},

@@ -1,0 +1,246 @@
+"""A platform that fails attempts: what is avoided, how long is waited, and when the run halts rather than go on paying."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from small_run import COUNT, check_finished, controller, errors
+
+from pipeline.controller import Controller
+from pipeline.executor import Job, JobSpec, JobStatus, Refused, Waiting
+from pipeline.inline import InlineExecutor
+from pipeline.requests import request
+from pipeline.run import RunFolder
+from pipeline.status import summary
+from pipeline.store import MemoryStore, Store
+from pipeline.trouble import LONGEST_PAUSE_SECONDS, SUSPECT_SECONDS, halted_by, suspects
+from pipeline.why import why
+from search.limits import Desire, Limits
+from search.records import EndReason, OutcomeKind, ReleaseReason
+
+
+class Cluster:
+    """Nodes that run a job at each second look, but for broken ones, which fail it at the first; these always have room, so they get it first."""
+
+    name = "kubernetes"
+    survives = True
+
+    def __init__(self, store: Store, nodes: str, broken: str) -> None:
+        self.nodes, self.broken = nodes, broken
+        self.ends: tuple[EndReason | None, int] = (None, 5)
+        self.refuses = False
+        self._inline = InlineExecutor(store, "nowhere", "trainers:instant")
+        self.specs: dict[str, JobSpec] = {}
+        self._looks: dict[str, int] = {}
+        self.started: list[tuple[JobSpec, str | None]] = []
+
+    def start(self, spec: JobSpec) -> None:
+        if self.refuses:
+            raise Refused("on purpose")
+        if spec.name not in self.specs:
+            self.specs[spec.name], self._looks[spec.name] = spec, 0
+            self.started.append((spec, self.place(spec)))
+
+    def place(self, spec: JobSpec) -> str | None:
+        return next((node for node in [*self.broken, *self.nodes] if node in self.nodes and node not in spec.avoid), None)
+
+    def jobs(self) -> list[Job]:
+        return [self._see(spec) for spec in self.specs.values()]
+
+    def _see(self, spec: JobSpec) -> Job:
+        node = self.place(spec)
+        if node is None:
+            return Job(spec.name, JobStatus.PENDING, waits=Waiting.UNSCHEDULABLE)
+        if node in self.broken:
+            reason, code = self.ends
+            return Job(spec.name, JobStatus.ENDED, reason, "no GPU is of use", code, node, 2.0)
+        self._looks[spec.name] += 1
+        if self._looks[spec.name] < 3:
+            return Job(spec.name, JobStatus.RUNNING, node=node, held_seconds=1.0)
+        self._inline.start(spec)
+        return replace(next(job for job in self._inline.jobs() if job.name == spec.name), node=node)
+
+    def delete(self, name: str) -> None:
+        self.specs.pop(name, None)
+        self._inline.delete(name)
+
+    def wait(self, seconds: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def begun(store: Store, nodes: str, broken: str, **limits: int) -> tuple[Controller, Cluster]:
+    one = controller(store, limits=Limits(**({"max_evaluations": COUNT, "workers": 4} | limits)))
+    cluster = Cluster(store, nodes, broken)
+    one.executor = cluster
+    assert one.claim()
+    return one, cluster
+
+
+def go_on(one: Controller, pause: float = 5.0, until: Callable[[], bool] = lambda: False) -> ReleaseReason | None:
+    for _ in range(2000):
+        _, reason = one.step()
+        if reason is not None or until():
+            return reason
+        one.clock.sleep(pause)
+    raise AssertionError("it goes on for ever")
+
+
+def test_a_broken_node_is_avoided_and_costs_no_candidate() -> None:
+    store = MemoryStore()
+    one, cluster = begun(store, "abc", "a")
+    assert go_on(one) is ReleaseReason.FINISHED
+    check_finished(store)
+    assert {outcome.outcome for outcome in one.state.history} == {OutcomeKind.EVALUATED}
+    on_a = [spec for spec, node in cluster.started if node == "a"]
+    assert 3 <= len(on_a) <= 3 + 4  # and those that had begun there
+    attempts = [attempt for story in one.state.stories for attempt in story.attempts]
+    assert {attempt.avoid for attempt in attempts} == {(), ("a",)}
+    assert RunFolder(store, one.folder.name).load() == one.state
+
+
+def test_a_retry_avoids_the_node_that_its_candidate_failed_on() -> None:
+    one, cluster = begun(MemoryStore(), "ab", "")
+    go_on(one, until=lambda: len(cluster.started) >= 2)
+    cluster.broken = "a"
+    go_on(one, until=lambda: bool(one.state.troubles))
+    cluster.nodes, cluster.broken = "ba", ""  # the others run on b
+    assert go_on(one) is ReleaseReason.FINISHED
+    for candidate, number in one.state.troubles:
+        assert one.state.stories[candidate].attempts[number + 1].avoid == ("a",)
+
+
+def test_a_node_is_tried_again_after_an_hour_or_a_resume() -> None:
+    one, _ = begun(MemoryStore(), "abc", "a", max_evaluations=1000)
+    go_on(one, until=lambda: bool(suspects(one.state, one.clock.now())))
+    last = max(end.stamp.at for end in one.state.troubles.values())
+    assert suspects(one.state, last + SUSPECT_SECONDS + 1) == {}
+    assert suspects(one.state, last + 1).keys() == {"a"}
+    request(one.folder, {}, Desire.RUN)
+    one.step()
+    assert suspects(one.state, last + 1) == {}
+
+
+def test_where_one_node_after_the_other_fails_the_run_halts() -> None:
+    store = MemoryStore()
+    one, _ = begun(store, "abc", "abc", max_failures=7)
+    assert go_on(one) is ReleaseReason.HALTED
+    assert errors(store) == []
+    assert 7 <= len(one.state.failures) <= 7 + 3
+    assert sum(outcome.outcome is OutcomeKind.LOST for outcome in one.state.history) <= 4
+    said = halted_by(one.state)
+    assert "attempts in a row came to nothing, the last one machine on node b: no GPU is of use" in said
+    assert f"hiernas resume {one.folder.name}" in said
+
+
+def test_a_halted_run_stays_halted_until_it_is_resumed_and_then_finishes() -> None:
+    store = MemoryStore()
+    one, _ = begun(store, "a", "a", max_failures=5)
+    assert go_on(one) is ReleaseReason.HALTED
+    assert not controller(store).claim()  # nothing to do
+    request(one.folder, {}, Desire.RUN)
+    two = controller(store)
+    two.executor = Cluster(store, "a", "")
+    assert two.claim()
+    assert two.state.failures == {}
+    assert go_on(two) is ReleaseReason.FINISHED
+    check_finished(store)
+
+
+@pytest.mark.parametrize("reason", [EndReason.DISRUPTED, EndReason.NODE_LOST])
+def test_disruptions_neither_halt_nor_wait_nor_blame_a_node(reason: EndReason) -> None:
+    one, cluster = begun(MemoryStore(), "ab", "a", max_failures=1, max_disruptions=2, max_evaluations=3)
+    cluster.ends = reason, 143
+    assert go_on(one, pause=0.0) is ReleaseReason.FINISHED
+    assert {attempt.avoid for story in one.state.stories for attempt in story.attempts} == {()}
+    assert one.state.failures == {}
+
+
+def test_candidates_out_of_memory_one_after_the_other_halt_the_run_too() -> None:
+    store = MemoryStore()
+    one, cluster = begun(store, "a", "a", max_failures=3)
+    cluster.ends = EndReason.MEMORY, 137
+    assert go_on(one) is ReleaseReason.HALTED
+    assert [outcome.outcome for outcome in one.state.history][:3] == [OutcomeKind.OUT_OF_MEMORY] * 3
+    assert len(one.state.failures) == len(one.state.history) <= 3 + 3
+    assert "out of memory" in halted_by(one.state)
+
+
+def test_an_evaluation_begins_the_count_anew() -> None:
+    one, _ = begun(MemoryStore(), "abc", "a", max_failures=8)
+    go_on(one, until=lambda: bool(one.state.failures))
+    assert go_on(one) is ReleaseReason.FINISHED
+    assert one.state.troubles
+    assert one.state.failures == {}
+
+
+def test_a_retry_waits_ever_longer_and_holds_nobody_up() -> None:
+    one, cluster = begun(MemoryStore(), "a", "a", max_attempts=5, max_failures=1000, max_evaluations=2, workers=1)
+    cluster.ends = EndReason.DEADLINE, 143
+    assert go_on(one, pause=1.0) is ReleaseReason.FINISHED
+    for story in one.state.stories:
+        waited = [attempt.stamp.at - story.ends[attempt.attempt - 1].stamp.at for attempt in story.attempts[1:]]
+        assert [round(seconds, -1) for seconds in waited] == [10, 60, LONGEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS]
+    assert [spec.candidate for spec, _ in cluster.started][:2] == [0, 0]  # one worker, so one candidate at a time
+
+
+def test_what_waits_for_a_node_that_is_gone_is_tried_anew_where_there_is_one() -> None:
+    one, cluster = begun(MemoryStore(), "ab", "a", max_evaluations=60)
+    go_on(one, until=lambda: any(spec.avoid == ("a",) for spec in cluster.specs.values()))
+    cluster.nodes, cluster.broken = "a", ""  # b is gone, a was mended
+    assert go_on(one) is ReleaseReason.FINISHED
+    reasons = {end.reason for story in one.state.stories for end in story.ends.values()}
+    assert reasons == {EndReason.MACHINE, EndReason.STOPPED}
+
+
+def test_status_names_the_nodes_and_why_says_what_to_do() -> None:
+    one, _ = begun(MemoryStore(), "abc", "a", max_evaluations=1000)
+    go_on(one, until=lambda: bool(suspects(one.state, one.clock.now())))
+    at = one.clock.now()
+    assert summary(one.state, at)["suspect_nodes"] == suspects(one.state, at)
+    assert summary(one.state, at)["failures_in_a_row"] == len(one.state.failures)
+    lines = why(one.state, "hiernas", Nothing(), at)  # type: ignore[arg-type]
+    assert any("node a is avoided" in line and "no GPU is of use" in line and "kubectl cordon a" in line for line in lines)
+
+
+class Nothing:
+    """An API in whose namespace nothing is."""
+
+    def list(self, *_: object, **__: object) -> list[object]:
+        return []
+
+    def get(self, *_: object) -> object:
+        return {"metadata": {"uid": "0"}}
+
+
+# -- attempts that were decided and whose job the cluster refuses
+
+
+@pytest.mark.parametrize(("desire", "started", "open_attempts"), [(Desire.PAUSE, 0, 1), (Desire.STOP, 0, 0)])
+def test_a_job_that_was_refused_is_not_begun_after_a_pause_or_a_stop(desire: Desire, started: int, open_attempts: int) -> None:
+    store = MemoryStore()
+    one, cluster = begun(store, "a", "", workers=1)
+    cluster.refuses = True
+    one.step()
+    assert one.state.open_attempts == 1
+    request(one.folder, {}, desire)
+    cluster.refuses = False
+    one.clock.sleep(1000)
+    _, reason = one.step()
+    assert (len(cluster.started), one.state.open_attempts) == (started, open_attempts)
+    assert reason is (ReleaseReason.STOPPED if desire is Desire.STOP else None)
+    request(one.folder, {}, Desire.RUN)
+    if reason is not None:
+        one = controller(store)
+        one.executor = cluster
+        assert one.claim()
+    assert go_on(one) is ReleaseReason.FINISHED
+    check_finished(store)
+
+
+def test_local_attempts_avoid_no_node() -> None:
+    """There is but this machine."""
+    one, cluster = begun(MemoryStore(), "a", "a", max_failures=12, max_attempts=2)
+    cluster.survives = False
+    assert go_on(one) is ReleaseReason.HALTED
+    assert {spec.avoid for spec, _ in cluster.started} == {()}
