@@ -97,6 +97,7 @@ KEYS: dict[str, Key] = {
     "cluster.worker_image": Key("an image's name", ("registry.example/hiernas-worker:1", "a@sha256:0"), ("", "a b", "-a", 1)),
     "cluster.controller_image": Key("an image's name", ("registry.example/hiernas-controller:1",), ("", "a b", "-a", 1)),
     "cluster.namespace": Key("a DNS label", ("hiernas", "team-a"), ("", "A", "a.b", "x" * 64)),
+    "cluster.worker_store_secret": Key("a name, null", ("store", None), ("", "A b")),
     "cluster.store_secret": Key("a name, null", ("store", None), ("", "A b")),
     "cluster.environment": Key("names and texts", ({}, {"AWS_ENDPOINT_URL": "http://minio:9000"}), ({"a b": "c"}, {"AWS_SECRET_ACCESS_KEY": "x"}, {"A": 1})),
     "cluster.worker_account": Key("a name", ("default",), ("", "A b")),

@@ -23,7 +23,9 @@ class ClusterConfig:
     namespace: str = "hiernas"
     """Where everything of the run is created; `k8s/base` makes it ready."""
     store_secret: str | None = None
-    """Secret whose keys become environment variables of all pods, for example AWS_ACCESS_KEY_ID; null where pods have a role."""
+    """Secret whose keys become environment variables of all pods, for example AWS_ACCESS_KEY_ID; renewed keys reach running pods. Null where pods have a role."""
+    worker_store_secret: str | None = None
+    """Secret of workers instead, where they have narrower rights (docs/security.md); null: the same."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of all pods, for example AWS_ENDPOINT_URL. No secrets: they belong into `store_secret`."""
     worker_account: str = "hiernas-worker"
@@ -51,6 +53,7 @@ class ClusterConfig:
             ("controller_image", _IMAGE, "an image's name"),
             ("namespace", _LABEL, "a DNS label"),
             ("store_secret", _NAME, "a name of an object"),
+            ("worker_store_secret", _NAME, "a name of an object"),
             ("worker_account", _NAME, "a name of an object"),
             ("controller_account", _NAME, "a name of an object"),
             ("gpu_resource", _RESOURCE, "a resource's name, for example nvidia.com/gpu"),

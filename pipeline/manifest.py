@@ -15,6 +15,9 @@ Object = dict[str, Any]
 DATA_ROOT = "/data"
 """Where workers find the prepared data set: mounted there (`cluster.worker_pod`), else fetched from the store."""
 CONFIG_FOLDER = "/etc/hiernas"
+KEYS_FOLDER = "/var/run/hiernas/store"
+"""Where the store's Secret is mounted: keys that are renewed there reach a running process, unlike those in its environment."""
+KEYS_VARIABLE = "HIERNAS_STORE_CREDENTIALS"
 METRICS_PORT = 9090
 LEASE_VARIABLE, POD_VARIABLE = "HIERNAS_LEASE_UID", "HIERNAS_POD_UID"
 """By which a controller learns in which pod it is, and under which Lease."""
@@ -127,11 +130,19 @@ def _away(template: Object, nodes: tuple[str, ...]) -> Object:
     return template
 
 
-def _environment(cluster: ClusterConfig, fixed: dict[str, str]) -> Object:
-    found: Object = {"env": [{"name": name, "value": value} for name, value in (fixed | cluster.environment).items()]}
-    if cluster.store_secret is not None:
-        found["envFrom"] = [{"secretRef": {"name": cluster.store_secret}}]
+def _environment(cluster: ClusterConfig, fixed: dict[str, str], secret: str | None) -> Object:
+    keys = {KEYS_VARIABLE: KEYS_FOLDER} if secret is not None else {}
+    found: Object = {"env": [{"name": name, "value": value} for name, value in (fixed | keys | cluster.environment).items()]}
+    if secret is not None:
+        found["envFrom"] = [{"secretRef": {"name": secret}}]
     return found
+
+
+def _with_keys(container: Object, volumes: list[Object], secret: str | None) -> None:
+    """The Secret as files beside the environment, which stays for whatever else is in it."""
+    if secret is not None:
+        container["volumeMounts"].append({"name": "store-keys", "mountPath": KEYS_FOLDER, "readOnly": True})
+        volumes.append({"name": "store-keys", "secret": {"secretName": secret, "defaultMode": 0o440}})
 
 
 def _resources(resources: Resources, cluster: ClusterConfig) -> Object:
@@ -159,15 +170,18 @@ def worker_job(spec: JobSpec, origin: Origin, cluster: ClusterConfig) -> Object:
     if cluster.queue is not None:
         metadata["labels"][labels.QUEUE] = cluster.queue
     scratch = {"emptyDir": {"sizeLimit": f"{math.ceil(cluster.scratch_gib * 1024)}Mi"}}
+    secret = cluster.worker_store_secret or cluster.store_secret
     numbers = ["--run", spec.run, "--candidate", str(spec.candidate), "--attempt", str(spec.attempt)]
     container: Object = {
         "image": cluster.worker_image,
         "args": ["worker", "--store", origin.store, *numbers, "--data-root", DATA_ROOT, "--fetch"],
-        **_environment(cluster, {"HOME": "/tmp", "OMP_NUM_THREADS": str(spec.resources.threads)}),  # noqa: S108
+        **_environment(cluster, {"HOME": "/tmp", "OMP_NUM_THREADS": str(spec.resources.threads)}, secret),  # noqa: S108
         "resources": _resources(spec.resources, cluster),
         "volumeMounts": [{"name": "data", "mountPath": DATA_ROOT}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
     }
-    pod = _pod(metadata, labels.WORKER, cluster.worker_account, "Never", container, [{"name": "data", **scratch}, {"name": "tmp", **scratch}])
+    volumes: list[Object] = [{"name": "data", **scratch}, {"name": "tmp", **scratch}]
+    _with_keys(container, volumes, secret)
+    pod = _pod(metadata, labels.WORKER, cluster.worker_account, "Never", container, volumes)
     pod["spec"]["automountServiceAccountToken"] = False
     if spec.resources.time_limit_seconds is not None:
         # On the pod, not on the Job: this clock starts when a node has the pod, so waiting costs a candidate nothing.
@@ -200,7 +214,7 @@ def controller_job(origin: Origin, cluster: ClusterConfig, digest: str) -> Objec
     metadata["annotations"][labels.CONFIG_DIGEST] = digest
     probe = {"httpGet": {"path": "/healthz", "port": "metrics"}, "periodSeconds": 20, "failureThreshold": 6, "timeoutSeconds": 5}
     command = ["run", f"{CONFIG_FOLDER}/config.yaml", "--store", origin.store, "--executor", "kubernetes", "--submitted", "--metrics-port", str(METRICS_PORT)]
-    environment = _environment(cluster, {"HOME": "/tmp", LEASE_VARIABLE: origin.lease_uid})  # noqa: S108
+    environment = _environment(cluster, {"HOME": "/tmp", LEASE_VARIABLE: origin.lease_uid}, cluster.store_secret)  # noqa: S108
     environment["env"].append({"name": POD_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})
     container: Object = {
         "image": cluster.controller_image,
@@ -216,6 +230,7 @@ def controller_job(origin: Origin, cluster: ClusterConfig, digest: str) -> Objec
         {"name": "config", "configMap": {"name": labels.controller_name(origin.run)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
     ]
+    _with_keys(container, volumes, cluster.store_secret)
     pod = _pod(metadata, labels.CONTROLLER, cluster.controller_account, "OnFailure", container, volumes)
     return {
         "apiVersion": "batch/v1",

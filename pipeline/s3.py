@@ -10,6 +10,7 @@ probes), and no other conditional or copying operation is used.
 import base64
 import hashlib
 import logging
+import os
 import random
 import re
 import threading
@@ -49,6 +50,11 @@ PART_BYTES = 1024 * 1024
 """Of a file, read at once."""
 PROBE = "create-only"
 """Object that a store is asked to overwrite before a search trusts it."""
+CREDENTIALS_FOLDER = "HIERNAS_STORE_CREDENTIALS"
+"""Variable that names a folder with keys as files: a Secret as a volume. An environment stays as it was when a process began, a volume is renewed."""
+_FILES = {"AWS_ACCESS_KEY_ID": "aws_access_key_id", "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key", "AWS_SESSION_TOKEN": "aws_session_token"}
+_STALE = frozenset({"AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired", "403"})
+"""What a store says to keys that it does not take any more."""
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _MISSING = frozenset({"NoSuchKey", "404"})
 _ADVICE = {
@@ -90,8 +96,9 @@ class S3Store:
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._unsettled: dict[str, bytes] = {}
         """Writes that were not answered: each is repeated, with the same bytes, before this store does anything else."""
-        self._lock = threading.Lock()
-        self._client = _client(self.url)
+        self._lock, self._renewing = threading.Lock(), threading.Lock()
+        self._keys = _mounted_keys()
+        self._client = _client(self.url, self._keys)
         if make:
             self._check_create_only()
 
@@ -275,12 +282,16 @@ class S3Store:
     def _ask(self, operation: str, key: str, request: Callable[[], Got]) -> Got:
         """The answer. ClientError is a definite one (400, 403, 404, 412, …); what says nothing is asked again, then StoreUnavailable."""
         for left in reversed(range(TRIES)):
+            keys = self._keys
             try:
                 return request()
             except ClientError as error:
+                if _code(error) in _STALE and self._renewed(keys):
+                    why: Exception = error
+                    continue
                 if _status(error) < 500 and _status(error) != 429 and _code(error) not in _UNKNOWN_CODES:
                     raise
-                why: Exception = error
+                why = error
             except (_Unsettled, BotoCoreError, HTTPError, OSError) as error:
                 why = error
                 if isinstance(error, _NO_USE):
@@ -290,6 +301,15 @@ class S3Store:
                 break
             time.sleep(PAUSE_SECONDS * 4 ** (TRIES - 1 - left) * random.uniform(0.5, 1.0))  # noqa: S311  # spreads out retries, nothing else
         raise StoreUnavailable(f"store {self.url}: {_explain(why)}. Nothing is lost or half-written")
+
+    def _renewed(self, refused: dict[str, str]) -> bool:
+        """Whether other keys than those that were refused are in the mounted folder by now; then requests use them."""
+        with self._renewing:
+            found = _mounted_keys()
+            if found and found != self._keys:
+                self._keys, self._client = found, _client(self.url, found)
+                log.info("the store's keys were renewed store=%s", self.url)
+            return self._keys != refused
 
     def _refused(self, key: str, error: ClientError) -> _Refusal:
         """A definite no: told at once, and not asked again here. It may pass (a right that is given, a token renewed), so who can wait, waits."""
@@ -302,12 +322,24 @@ _NO_USE = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError
 """What asking again at once does not change."""
 
 
-def _client(url: str) -> Any:
+def _mounted_keys() -> dict[str, str]:
+    """Keys from the mounted folder, as boto3 names them; empty where there is none, or not both halves of a key."""
+    folder = os.environ.get(CREDENTIALS_FOLDER)
+    found: dict[str, str] = {}
+    for file, name in _FILES.items() if folder else ():
+        try:
+            found[name] = Path(folder or "", file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+    return found if {"aws_access_key_id", "aws_secret_access_key"} <= found.keys() else {}
+
+
+def _client(url: str, keys: dict[str, str]) -> Any:
     try:
         session = botocore.session.Session()
         # Times in answers stay text, as for the aws command: reading one for each key took three quarters of a list's time.
         session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
-        return boto3.session.Session(botocore_session=session).client(
+        return boto3.session.Session(botocore_session=session, **keys).client(
             "s3",
             config=Config(
                 connect_timeout=CONNECT_SECONDS,

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -95,8 +95,8 @@ Fault = Callable[["Exchange"], None]
 class Exchange:
     """One request on its way through the proxy. A fault may change `status` or `cut`, before or after it reached the server."""
 
-    def __init__(self, method: str, path: str) -> None:
-        self.method, self.path = method, path
+    def __init__(self, method: str, path: str, headers: Mapping[str, str]) -> None:
+        self.method, self.path, self.headers = method, path, headers
         self.drop: tuple[str, ...] = ()
         """Headers that the server does not see."""
         self.reach = True
@@ -122,7 +122,7 @@ class Proxy:
 
             def _pass(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                exchange = Exchange(self.command, self.path)
+                exchange = Exchange(self.command, self.path, dict(self.headers.items()))
                 proxy.seen += 1
                 proxy.fault(exchange)
                 status, headers, answer = (

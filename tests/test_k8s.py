@@ -154,7 +154,7 @@ def test_our_pods_are_restricted_ones(path: Path) -> None:
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for one in spec["containers"] + spec.get("initContainers", []):
             assert one["securityContext"] == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
-        assert {kind for volume in spec["volumes"] for kind in volume} <= {"name", "emptyDir", "configMap", "persistentVolumeClaim"}
+        assert {kind for volume in spec["volumes"] for kind in volume} <= {"name", "emptyDir", "configMap", "persistentVolumeClaim", "secret"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
 
 
@@ -170,11 +170,10 @@ def test_workers_may_have_a_secret_of_their_own() -> None:
     found = re.search(r"```yaml\n(cluster:.*?)```", (ROOT / "docs" / "security.md").read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     cluster = replace(PLAIN, **yaml.safe_load(found[1])["cluster"])
-    secrets = [
-        job["spec"]["template"]["spec"]["containers"][0]["envFrom"]
-        for job in (worker_job(spec(Resources()), ORIGIN, cluster), controller_job(ORIGIN, cluster, "c" * 64))
-    ]
-    assert secrets == [[{"secretRef": {"name": "bucket-worker"}}], [{"secretRef": {"name": "bucket"}}]]
+    for job, name in ((worker_job(spec(Resources()), ORIGIN, cluster), "bucket-worker"), (controller_job(ORIGIN, cluster, "c" * 64), "bucket")):
+        pod = job["spec"]["template"]["spec"]
+        assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": name}}]
+        assert [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume] == [name]
 
 
 # -- networks

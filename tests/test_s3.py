@@ -299,3 +299,34 @@ def test_a_server_killed_and_started_again_loses_nothing(tmp_path_factory: pytes
             check_finished(store, COUNT)
     finally:
         server.kill()
+
+
+def test_renewed_keys_reach_a_store_that_is_in_use(proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A Secret as a volume: what the environment holds stays as it was when the process began."""
+    valid = "FIRST"
+
+    def check(exchange: Exchange) -> None:
+        if f"Credential={valid}/" not in exchange.headers.get("Authorization", ""):
+            exchange.reach, exchange.answer, exchange.code = False, 403, "InvalidAccessKeyId"
+
+    def mount(key: str) -> None:
+        for name, value in (("AWS_ACCESS_KEY_ID", key), ("AWS_SECRET_ACCESS_KEY", key.lower() + "\n")):
+            (tmp_path / name).write_text(value)
+
+    mount("FIRST")
+    monkeypatch.setenv(s3_module.CREDENTIALS_FOLDER, str(tmp_path))
+    proxy.fault = check
+    store = fresh()
+    store.create("a", b"1")
+    valid = "SECOND"
+    with pytest.raises(StoreUnavailable, match="access key is unknown"):
+        store.create("b", b"2")
+    mount("SECOND")
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda number: store.create(f"c{number}", b"3"), range(16))) == [b"3"] * 16
+    assert store.create("b", b"2") == b"2"
+    assert store.read("a") == b"1"
+    (tmp_path / "AWS_SECRET_ACCESS_KEY").unlink()  # half a key is none
+    assert store.list("") == sorted(["a", "b", *(f"c{number}" for number in range(16))])
+    proxy.fault = lambda _: None
+    assert fresh()._keys == {}  # the environment has the word

@@ -126,30 +126,30 @@ def _accounts(site: Site) -> Iterator[Check]:
         )
 
 
-def _secret(site: Site) -> Iterator[Check]:
-    name = site.cluster.store_secret
-    if name is None:
-        return
+def _secrets(site: Site) -> Iterator[Check]:
+    for name in dict.fromkeys((site.cluster.store_secret, site.cluster.worker_store_secret)):
+        if name is not None:
+            yield _secret(site, name)
+
+
+def _secret(site: Site, name: str) -> Check:
     found = site.api.find(f"{site.core}/secrets/{name}")
     if found is None:
-        yield checks.failed(
+        return checks.failed(
             "store secret",
             f"secret {name!r} is not in the namespace",
             f"kubectl -n {site.cluster.namespace} create secret generic {name} --from-literal=AWS_ACCESS_KEY_ID=… --from-literal=AWS_SECRET_ACCESS_KEY=…",
         )
-        return
     keys = sorted(found.get("data") or {})
     missing = [key for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if key not in keys and key not in site.cluster.environment]
     told = f"secret {name!r} has the keys {', '.join(keys) or '(none)'}"
-    yield (
-        checks.warning(
+    if missing:
+        return checks.warning(
             "store secret",
             f"{told}, not {' and '.join(missing)}",
             "each key becomes an environment variable of all pods; add these, unless pods get credentials otherwise",
         )
-        if missing
-        else checks.ok("store secret", told)
-    )
+    return checks.ok("store secret", told)
 
 
 def _endpoint(site: Site) -> Iterator[Check]:
@@ -308,7 +308,7 @@ _CHECKS: dict[str, Callable[[Site], Iterator[Check]]] = {
     "your rights": lambda site: rights.of_caller(site.api, site.cluster),
     "controller's rights": lambda site: rights.of_controller(site.api, site.cluster),
     "accounts": _accounts,
-    "store secret": _secret,
+    "store secret": _secrets,
     "store for pods": _endpoint,
     "images": _images,
     "run in the cluster": _lease,
