@@ -78,7 +78,9 @@ def _submit(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         import yaml
 
-        print(yaml.safe_dump_all(json.loads(json.dumps(described(config, text, url))), sort_keys=False), end="")  # without YAML's aliases
+        plain = json.loads(json.dumps(described(config, text, url)))  # without YAML's aliases
+        as_list = {"apiVersion": "v1", "kind": "List", "items": plain}
+        print(json.dumps(as_list, indent=2) if arguments.output == "json" else yaml.safe_dump_all(plain, sort_keys=False).rstrip())
         return 0
     done = submit(config, text, url, arguments.take_over)
     assert config.cluster is not None
@@ -404,7 +406,8 @@ def parser() -> argparse.ArgumentParser:
 
     submit = add("submit", _submit, "Run a search on a Kubernetes cluster: its controller and its workers as pods.", run=False)
     submit.add_argument("config", metavar="CONFIG", help="YAML file with a section `cluster`")
-    submit.add_argument("--dry-run", action="store_true", help="print what would be created, as YAML, and touch neither store nor cluster")
+    submit.add_argument("--dry-run", action="store_true", help="print what would be created, and touch neither store nor cluster")
+    submit.add_argument("-o", "--output", choices=("yaml", "json"), default="yaml", help="of --dry-run: YAML documents, or one JSON list (default: yaml)")
     submit.add_argument("--take-over", action="store_true", help="replace a controller outside of the cluster that is gone, or still runs")
 
     add("ls", _ls, "List the runs of a store.", run=False).add_argument("--json", action="store_true", help="for scripts")

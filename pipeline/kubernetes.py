@@ -4,6 +4,7 @@ One list of Jobs and one of pods each round are the truth. The record was writte
 a name that is taken is success only if that Job is ours.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pipeline.errors import ExecutorUnavailable, HiernasError, Overtaken
 from pipeline.executor import Job, JobSpec, JobStatus, Refused
 
 Object = dict[str, Any]
+log = logging.getLogger("hiernas.kubernetes")
 EVENT_SECONDS = 15.0
 """How often events are read while jobs wait without a pod."""
 
@@ -45,6 +47,8 @@ class KubernetesExecutor:
         body = manifest.worker_job(spec, self._origin, self._cluster)
         try:
             made = self._api.create(self._jobs_path, body)
+            if not self._known and (ignored := manifest.dropped(body["spec"], made.get("spec"))):
+                log.warning("the cluster ignores fields of worker Jobs run=%s fields=%s: is it older than 1.31?", self._origin.run, ", ".join(ignored))
         except ApiRefusal as refusal:
             if refusal.reason != "AlreadyExists":
                 raise Refused(explain_refusal(refusal, self._cluster)) from refusal

@@ -202,6 +202,16 @@ def worker_job(spec: JobSpec, origin: Origin, cluster: ClusterConfig) -> Object:
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}
 
 
+def dropped(asked: Any, made: Any, place: str = "") -> list[str]:
+    """Fields that were asked for and are not in what the cluster made of it: it is too old for them, a feature gate is off, or a webhook took them out."""
+    if isinstance(asked, dict) and isinstance(made, dict):
+        return [found for key, value in asked.items() if value not in (None, [], {}, "") for found in dropped(value, made.get(key), f"{place}.{key}")]
+    if isinstance(asked, list) and isinstance(made, list):
+        named = {one["name"]: one for one in made if isinstance(one, dict) and "name" in one}  # others may have been added among them
+        return [found for one in asked if isinstance(one, dict) and "name" in one for found in dropped(one, named.get(one["name"]), f"{place}[{one['name']}]")]
+    return [place.removeprefix(".")] if made is None else []
+
+
 def config_map(config: str, origin: Origin, namespace: str) -> Object:
     """The config as it was submitted, for the controller."""
     metadata = _metadata(origin, labels.controller_name(origin.run), namespace, labels.CONTROLLER)

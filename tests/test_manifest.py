@@ -128,6 +128,18 @@ def test_nothing_laid_over_changes_nothing_and_what_is_laid_over_is_there(base: 
     assert json.dumps(base) == before  # pure
 
 
+def test_what_a_cluster_ignores_is_named() -> None:
+    job = manifest.worker_job(spec(Resources(8, 32 * 1024**3, 3600.5, 1)), ORIGIN, FULL)["spec"]
+    made = json.loads(json.dumps(job))
+    made["template"]["spec"]["containers"].insert(0, {"name": "added"})
+    made["completions"] = 1
+    assert manifest.dropped(job, made) == []
+    del made["podReplacementPolicy"], made["template"]["spec"]["containers"][1]["securityContext"]["readOnlyRootFilesystem"]
+    del made["template"]["spec"]["volumes"][0]
+    ignored = ["podReplacementPolicy", "template.spec.containers[worker].securityContext.readOnlyRootFilesystem", "template.spec.volumes[data]"]
+    assert sorted(manifest.dropped(job, made)) == ignored
+
+
 def test_lists_of_named_things_go_by_name_and_others_are_replaced() -> None:
     base = {"containers": [{"name": "worker", "image": "a", "args": ["x"]}], "tolerations": [{"key": "a"}]}
     patch = {"containers": [{"name": "side", "image": "b"}, {"name": "worker", "args": ["y", "z"]}], "tolerations": [{"key": "b"}]}

@@ -13,6 +13,7 @@ from pipeline.doctor.checks import Check, Verdict
 from pipeline.doctor.site import Site
 from pipeline.errors import ExecutorUnavailable, HiernasError
 from pipeline.kubernetes import explain_refusal
+from pipeline.manifest import dropped
 
 Object = dict[str, Any]
 OLDEST = (1, 31)
@@ -281,7 +282,7 @@ def _dry_runs(site: Site) -> Iterator[Check]:
 
 def _dry_run(site: Site, name: str, path: str, body: Object) -> Iterator[Check]:
     try:
-        site.api.create(path, body, dryRun="All")
+        made = site.api.create(path, body, dryRun="All")
     except ExecutorUnavailable as error:
         yield checks.failed(name, str(error), "an admission webhook that does not answer is the usual cause: ask an administrator")
         return
@@ -293,6 +294,8 @@ def _dry_run(site: Site, name: str, path: str, body: Object) -> Iterator[Check]:
             yield checks.failed(name, message, do)
         return
     told = [re.sub(r"\\(.)", r"\1", text) for header in _headers(site.api, "Warning") for text in _WARNING.findall(header)]
+    if ignored := dropped(body["spec"], made.get("spec")):
+        told.append(f"the cluster ignores {', '.join(ignored)}: a version before 1.31, a feature that is off, or an admission webhook")
     yield from (checks.warning(name, one, "correct cluster.worker_pod or controller_pod") for one in told)
     if not told:
         yield checks.ok(name, "every admission rule takes it")

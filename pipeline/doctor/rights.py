@@ -32,19 +32,14 @@ def _rights(group: str, resource: str, verbs: str) -> list[Right]:
 
 
 _LEASES, _BATCH = "coordination.k8s.io", "batch"
-CALLER = [*_rights(_LEASES, "leases", "get create"), *_rights("", "configmaps", "get create update"), *_rights(_BATCH, "jobs", "get create delete")]
-"""What `hiernas submit` does."""
+CALLER = [*_rights(_LEASES, "leases", "get create"), *_rights("", "configmaps", "get create update delete"), *_rights(_BATCH, "jobs", "get create delete")]
+"""What `hiernas submit` does. It deletes no ConfigMap, but some clusters (OpenShift) let only those who may name an owner in one."""
 CALLER_HELPFUL = [*_rights(_LEASES, "leases", "delete"), *_rights(_BATCH, "jobs", "list"), *_rights("", "pods", "list"), *_rights("", "events", "list")]
 """Removing a run, `hiernas status --why`."""
 CONTROLLER = [*_rights(_BATCH, "jobs", "create get list delete"), *_rights("", "pods", "list"), *_rights(_LEASES, "leases", "get")]
 """Without one of these no search goes on."""
-CONTROLLER_HELPFUL = [
-    *_rights(_BATCH, "jobs", "watch"),
-    *_rights("", "pods", "get watch"),
-    *_rights("", "pods/log", "get"),
-    *_rights("", "events", "create list"),
-]
-"""The rest of k8s/base/role.yaml: reasons and logs, and what a person is told."""
+CONTROLLER_HELPFUL = _rights("", "events", "create list")
+"""The rest of k8s/base/role.yaml: why a Job gets no pod, and what a person is told."""
 _APPLY = "an administrator applies k8s/base to the namespace again"
 
 
