@@ -408,6 +408,8 @@ other record that is not valid stops the run with exit code 4 ([what to do](oper
 `sha256` of the rest, then the candidates, attempts, ends and history entries of {SEGMENT} outcomes, a line each, as they are in their own
 places. It spares a restart most of its reads, decides nothing and may be deleted ([how it is used](decisions/0010-snapshots.md)).
 
+`logs/000017-0-….txt` is no record either: a worker in a pod writes a line there when it begins, which shows that it may write at all.
+
 Numbers in keys have six digits, more from a million on. In a store that is a directory, the second and later thousands of a
 folder lie in folders of their own: `history/001234.json` is the file `history/001/001234.json`.
 

@@ -131,6 +131,10 @@ class RunFolder:
             raise SlotTaken(key)
         return sha256(data)
 
+    def note(self, key: str, text: str) -> None:
+        """Write what is no record and decides nothing; its key must be new."""
+        self.store.create(f"{self.name}/{key}", text.encode())
+
     def digest(self, key: str, record: Record) -> str:
         """SHA-256 of a record's bytes in its slot."""
         return sha256(encode(record, key, self.run.run_id))

@@ -108,7 +108,7 @@ def _read(store: Store, name: str, records: _Records) -> Iterator[Finding]:
     for full in store.list(f"{name}/"):
         key = full.removeprefix(f"{name}/")
         folder = key.split("/", 1)[0]
-        if folder == snapshots.FOLDER:  # derived: whatever lies there decides nothing
+        if folder in (snapshots.FOLDER, "logs"):  # whatever lies there decides nothing
             continue
         if folder not in FOLDERS:
             yield Finding(Level.NOTE, key, "is no record of this version")

@@ -7,6 +7,8 @@ which runs attempts inline too, stays light. Exit codes: 0 written (or nothing t
 import errno
 import importlib
 import logging
+import os
+import secrets
 import time
 import traceback
 from collections.abc import Callable
@@ -73,7 +75,8 @@ def work(store: Store, run: str, candidate: int, attempt: int, trainer: Callable
         if _superfluous(folder, candidate, attempt):
             log.info("nothing to do run=%s candidate=%d attempt=%d", run, candidate, attempt)
             return 0
-        if fetch is not None:
+        if fetch is not None:  # on a machine, and with keys, of its own
+            _announce(folder, candidate, attempt)
             fetch(what.data, Path(data_root))
         evaluation = _evaluate(what, record, decision, trainer, data_root, started)
         return _write(folder, evaluation)
@@ -83,6 +86,12 @@ def work(store: Store, run: str, candidate: int, attempt: int, trainer: Callable
     except HiernasError as error:  # a store that this machine cannot reach or write to, or that lacks the run here: a disk not mounted
         log.error("this machine is at fault run=%s candidate=%d attempt=%d error=%s", run, candidate, attempt, error)
         return MachineFault.exit_code
+
+
+def _announce(folder: RunFolder, candidate: int, attempt: int) -> None:
+    """Write that it has begun, and where: a worker that may not write must fail now, not after hours of training."""
+    where, now = os.uname().nodename, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    folder.note(f"logs/{candidate:06d}-{attempt}-{secrets.token_hex(4)}.txt", f"{now} attempt {attempt} of candidate {candidate} begins on {where}\n")
 
 
 def _superfluous(folder: RunFolder, candidate: int, attempt: int) -> bool:
