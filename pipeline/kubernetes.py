@@ -41,6 +41,7 @@ class KubernetesExecutor:
         """Seconds held by each pod (UID) of a job: a queue may suspend a job and let it run again in another pod."""
         self._refusals: dict[str, list[str]] = {}
         self._events_at = -EVENT_SECONDS
+        self._listed_at = clock.monotonic()
 
     def start(self, spec: JobSpec) -> None:
         """See Executor."""
@@ -80,6 +81,7 @@ class KubernetesExecutor:
 
     def jobs(self) -> Sequence[Job]:
         """See Executor. Overtaken when the run's Lease is gone: somebody has removed the run from the cluster."""
+        self._listed_at = self._clock.monotonic()
         selector = labels.workers_of(self._origin.run)
         try:
             jobs = self._api.list(self._jobs_path, selector)
@@ -154,8 +156,8 @@ class KubernetesExecutor:
         self._forget(name)
 
     def wait(self, seconds: float) -> None:
-        """See Executor."""
-        time.sleep(seconds)
+        """See Executor. The time counts from the last list on: in a round that took so long, jobs have ended. An API server that is slow gets a pause."""
+        time.sleep(max(seconds / 4, self._listed_at + seconds - self._clock.monotonic()))
 
     def close(self) -> None:
         """See Executor. Jobs go on."""

@@ -5,6 +5,7 @@ platform did, never how the candidate did. Unknown or missing fields never stop 
 """
 
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,8 @@ MAX_MESSAGE = 1000
 LOG_LINES = 20
 SLACK_SECONDS = 5.0
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable"})
+_TOLD_TO_END = (None, 0, 128 + signal.SIGTERM, 128 + signal.SIGKILL)
+"""Exit codes of a worker whose pod is deleted."""
 _BROKEN = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"})
 
 
@@ -138,8 +141,10 @@ def _of_pod(pod: Object | None, code: int | None, message: str) -> tuple[EndReas
         return EndReason.MACHINE, told
     if reason and (not started or reason in ("Preempting", "NodeShutdown", "Terminated", "NodeLost", "Shutdown")):
         return EndReason.DISRUPTED, f"{reason}: {told}"  # it never ran: a node refused it, or its image did not come
+    if code in _TOLD_TO_END and _text(pod, "metadata", "deletionTimestamp"):
+        return EndReason.GONE, told or "its pod was deleted, by somebody else than the controller"
     if code is None or code == 0:
-        return EndReason.GONE if _text(pod, "metadata", "deletionTimestamp") else EndReason.KILLED, _text(pod, "status", "message") or message
+        return EndReason.KILLED, told or message
     return None, ""
 
 

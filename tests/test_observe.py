@@ -110,6 +110,19 @@ def test_a_failed_job_whose_pod_is_gone_was_deleted_by_somebody() -> None:
     assert "deleted" in job.message
 
 
+@pytest.mark.parametrize(
+    ("code", "deleted", "reason"), [(143, True, EndReason.GONE), (137, True, EndReason.GONE), (5, True, None), (143, False, None), (139, True, None)]
+)
+def test_a_pod_that_somebody_deleted_is_gone_and_no_fault_of_its_node(code: int, deleted: bool, reason: EndReason | None) -> None:
+    found = copy.deepcopy(recorded("exit-1"))
+    for pod in found["pods"]:
+        pod["status"]["containerStatuses"][0]["state"]["terminated"] |= {"exitCode": code}
+        if deleted:
+            pod["metadata"]["deletionTimestamp"] = "2026-11-25T12:00:00Z"
+    job = read(found)
+    assert (job.status, job.reason, job.exit_code) == (JobStatus.ENDED, reason, code)
+
+
 def test_last_words_become_the_log() -> None:
     found = recorded("exit-5")
     found["pods"][0]["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = "first\n\nthe disk is full\n"
