@@ -27,6 +27,7 @@ from pipeline.run import (
     evaluation_key,
     history_key,
 )
+from pipeline.store import at_once
 from search.limits import Limits
 from search.records import (
     ALGORITHM,
@@ -119,6 +120,8 @@ class Controller:
         """Seconds from seeing a result to having created the next job; whoever measures takes them out."""
         self._observed = self._looked  # when this round saw its jobs
         self._accepted = False  # whether this round accepted something
+        self._asked: list[JobSpec] = []  # jobs decided on and recorded, and not created yet
+        self._cancelled: list[str] = []  # jobs whose attempt is concluded, and not deleted yet
         self._jitter = random.Random(place.nonce)  # noqa: S311  # spreads out retries, nothing else
 
     # -- taking charge
@@ -263,6 +266,7 @@ class Controller:
 
     def step(self) -> tuple[plan.View, ReleaseReason | None]:
         """One round. Returns what was seen, and why the charge was given up once it was."""
+        self._asked, self._cancelled = [], []  # what an error has left of an earlier round is planned anew
         if self._stale:
             self._load()
             last = self.state.controllers[-1]
@@ -278,6 +282,7 @@ class Controller:
                     if isinstance(action, plan.Finish):
                         return (view, action.reason) if self._finish(action.reason) else (view, None)
                     self._act(action, view)
+                self._ask(view)
         except SlotTaken as taken:
             self._stale = True
             self._look()
@@ -369,8 +374,9 @@ class Controller:
             case plan.Propose():
                 self._propose(action.index, view)
             case plan.Cancel():
-                self.executor.delete(action.job)
-                view.jobs.pop(action.job, None)
+                self._cancelled.append(action.job)
+                if len(self._cancelled) >= self._batch:
+                    self._ask(view)
 
     def _stamp(self) -> Stamp:
         return Stamp(self._claim, self.clock.now(), len(self.state.history), len(self.state.requests))
@@ -445,19 +451,47 @@ class Controller:
             return  # one probe is enough: the attempt stays open, and its job is created later
         digest = self.folder.digest(attempt_key(attempt.candidate, attempt.attempt), attempt)
         spec = JobSpec(attempt.job, self.folder.name, attempt.candidate, attempt.attempt, attempt.resources, digest, attempt.avoid)
+        self._asked.append(spec)
+        if self._refusals or len(self._asked) >= self._batch:  # after a refusal one job is tried before any other
+            self._ask(view)
+
+    @property
+    def _batch(self) -> int:
+        """How many jobs are created or deleted at a time: some for each of an executor's connections, and never for longer than a look may wait."""
+        return 1 if self.executor.parallel == 1 else 4 * self.executor.parallel
+
+    def _ask(self, view: plan.View) -> None:
+        """Create and delete the jobs that were decided on, as many at the same time as the executor takes."""
+        specs, self._asked = self._asked, []
+        names, self._cancelled = self._cancelled, []
+        for spec, refusal in zip(specs, at_once(self._try, specs, self.executor.parallel), strict=True):
+            if refusal is None:
+                self._started(spec, view)
+            elif not view.refused:
+                self._refused(spec, refusal, view)
+        for name, _ in zip(names, at_once(self.executor.delete, names, self.executor.parallel), strict=True):
+            view.jobs.pop(name, None)
+
+    def _try(self, spec: JobSpec) -> Refused | None:
         try:
             self.executor.start(spec)
         except Refused as refusal:
-            self.refusal, view.refused = str(refusal), True
-            self._refusals += 1
-            self._probe_at = self.clock.monotonic() + self._back_off(1.0, self._refusals)
-            log.warning("job refused run=%s job=%s reason=%s", self.folder.name, attempt.job, refusal)
-            self._tell("Refused", f"the cluster refuses to create job {attempt.job}: {refusal}")
-            return
-        self.refusal, self._refusals = None, 0
+            return refusal
+        return None
+
+    def _started(self, spec: JobSpec, view: plan.View) -> None:
+        if not view.refused:
+            self.refusal, self._refusals = None, 0
         if self._accepted:
             self.latencies.append(self.clock.monotonic() - self._observed)
-        view.jobs[attempt.job] = Job(attempt.job, JobStatus.PENDING)
+        view.jobs[spec.name] = Job(spec.name, JobStatus.PENDING)
+
+    def _refused(self, spec: JobSpec, refusal: Refused, view: plan.View) -> None:
+        self.refusal, view.refused = str(refusal), True
+        self._refusals += 1
+        self._probe_at = self.clock.monotonic() + self._back_off(1.0, self._refusals)
+        log.warning("job refused run=%s job=%s reason=%s", self.folder.name, spec.name, refusal)
+        self._tell("Refused", f"the cluster refuses to create job {spec.name}: {refusal}")
 
     def _answer(self, story: Story, attempt: int, view: plan.View) -> None:
         evaluation = answer.answer(self.state, self._networks, story.candidate, attempt)

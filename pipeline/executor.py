@@ -76,6 +76,8 @@ class Executor(Protocol):
     name: str
     survives: bool
     """Whether attempts go on when the controller dies."""
+    parallel: int
+    """How many jobs may be started, or deleted, at the same time, each in a thread."""
 
     def start(self, spec: JobSpec) -> None:
         """Run an attempt; nothing happens if a job of that name is there. Refused when it must wait."""

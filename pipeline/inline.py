@@ -13,6 +13,7 @@ class InlineExecutor:
 
     name = "inline"
     survives = False
+    parallel = 1
 
     def __init__(self, store: Store, data_root: str, trainer: str = TRAINER) -> None:
         self._store, self._data_root, self._trainer = store, data_root, trainer

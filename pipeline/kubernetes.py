@@ -28,6 +28,7 @@ class KubernetesExecutor:
 
     name = "kubernetes"
     survives = True
+    parallel = 8
 
     def __init__(self, api: Api, origin: manifest.Origin, cluster: ClusterConfig, clock: Clock) -> None:
         self._api, self._origin, self._cluster, self._clock = api, origin, cluster, clock

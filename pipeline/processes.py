@@ -51,6 +51,7 @@ class ProcessExecutor:
 
     name = "processes"
     survives = False
+    parallel = 1
 
     def __init__(self, store_url: str, data_root: str, trainer: str = TRAINER) -> None:
         self._store_url, self._data_root, self._trainer = store_url, data_root, trainer

@@ -103,6 +103,8 @@ class State:
     past: Past = field(default_factory=Past)
     unfinished: dict[int, Story] = field(default_factory=dict)
     """Candidates without an outcome, or with an attempt that is open: all that needs looking at."""
+    dispatched: set[int] = field(default_factory=set)
+    """Those with an open attempt that is not the controller's own."""
     totals: Totals = field(default_factory=Totals)
     best: Outcome | None = None
     desire: Desire = Desire.RUN
@@ -136,7 +138,7 @@ class State:
     @property
     def open_attempts(self) -> int:
         """Attempts that are open; those that the controller answers itself do not count as work in flight."""
-        return sum(1 for story in self.unfinished.values() if story.running and story.running.executor != CONTROLLER)
+        return len(self.dispatched)
 
     def claim_or_release(self, record: Claim | Release) -> None:
         """Fold the next of `controllers/`."""
@@ -266,3 +268,7 @@ class State:
             self.unfinished.pop(story.candidate.index, None)
         else:
             self.unfinished[story.candidate.index] = story
+        if story.running is not None and story.running.executor != CONTROLLER:
+            self.dispatched.add(story.candidate.index)
+        else:
+            self.dispatched.discard(story.candidate.index)

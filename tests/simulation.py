@@ -666,6 +666,8 @@ class Platform:
 class SimulatedExecutor:
     """See Executor: one controller's way to a platform, over a network that fails."""
 
+    parallel = 1
+
     def __init__(self, world: World, platform: Platform, survives: bool) -> None:
         self.world, self.platform, self.survives = world, platform, survives
         self.name = platform.kind

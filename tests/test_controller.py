@@ -314,6 +314,7 @@ class Slow:
 
     name = "slow"
     survives = True
+    parallel = 8
 
     def __init__(self) -> None:
         self.names: list[str] = []

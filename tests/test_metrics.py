@@ -66,6 +66,7 @@ class Staged:
 
     name = "staged"
     survives = False
+    parallel = 1
 
     def __init__(self, store: Store) -> None:
         self._store, self._inline = store, InlineExecutor(store, "nowhere", "test_metrics:uneven")

@@ -24,6 +24,7 @@ class Cluster:
 
     name = "kubernetes"
     survives = True
+    parallel = 4
 
     def __init__(self, store: Store, nodes: str, broken: str) -> None:
         self.nodes, self.broken = nodes, broken
