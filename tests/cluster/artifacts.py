@@ -1,4 +1,4 @@
-"""What the test cluster is made of: Kubernetes' programs and the pause image, built once and kept outside the work tree by the hash of what they were built from.
+"""What the test cluster is made of: Kubernetes' programs, the pause image and KWOK, built once and kept outside the work tree by the hash of what they were built from.
 
 Must not remove anything from the cache: a branch with other versions may be using it.
 """
@@ -21,6 +21,8 @@ from pathlib import Path
 SOURCE = Path(__file__).parent / "binaries"
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
 PAUSE_IMAGE = "localhost/hiernas-pause:1"
+KWOK, KWOK_VERSION = "sigs.k8s.io/kwok", "v0.8.0"
+KWOK_STAGES = ("node/fast/node-initialize", "node/heartbeat/node-heartbeat", "pod/fast/pod-ready", "pod/fast/pod-complete", "pod/fast/pod-delete")
 
 
 def cache_dir() -> Path:
@@ -43,9 +45,17 @@ def programs() -> Path:
     ready = Path(os.environ.get("KUBEBUILDER_ASSETS") or "/nonexistent")
     if all((ready / name).exists() for name in PROGRAMS):
         return ready
-    go = ["go", "version"], ["go", "env", "GOOS", "GOARCH"]
-    versions = [subprocess.run(command, check=True, capture_output=True, text=True, cwd=SOURCE).stdout for command in go]
-    return _kept("kubernetes", ("main.go", "go.mod", "go.sum"), _build_programs, *versions)
+    return _kept("kubernetes", ("main.go", "go.mod", "go.sum"), _build_programs, *_go())
+
+
+def kwok() -> Path:
+    """The folder with KWOK's program, which plays nodes and pods that are not there, and the stages that it plays, each named like its file."""
+    return _kept("kwok", (), _build_kwok, *_go())
+
+
+def _go() -> list[str]:
+    commands = ["go", "version"], ["go", "env", "GOOS", "GOARCH"]
+    return [subprocess.run(command, check=True, capture_output=True, text=True, cwd=SOURCE).stdout for command in commands]
 
 
 def pause_image() -> Path:
@@ -82,6 +92,18 @@ def _build_programs(folder: Path) -> None:
     subprocess.run(["nice", *command], check=True, cwd=SOURCE, env={**os.environ, "CGO_ENABLED": "0"})
     for name in PROGRAMS:
         (folder / name).symlink_to("kubernetes")
+
+
+def _build_kwok(folder: Path) -> None:
+    print(f"building KWOK {KWOK_VERSION} (2 minutes on 2 cores, kept in {cache_dir()}) …", flush=True)
+    module = f"{KWOK}@{KWOK_VERSION}"
+    command = ["go", "install", "-trimpath", "-ldflags", "-s -w", f"{KWOK}/cmd/kwok@{KWOK_VERSION}"]
+    # Outside of any module: SOURCE is one, and its requirements are none of KWOK's.
+    subprocess.run(["nice", *command], check=True, cwd=folder, env={**os.environ, "CGO_ENABLED": "0", "GOBIN": str(folder)})
+    told = subprocess.run(["go", "mod", "download", "-json", module], check=True, capture_output=True, text=True, cwd=folder).stdout
+    for stage in KWOK_STAGES:
+        source = Path(json.loads(told)["Dir"]) / "kustomize" / "stage" / f"{stage}.yaml"
+        (folder / source.name).write_bytes(source.read_bytes())
 
 
 def _build_pause_image(folder: Path) -> None:

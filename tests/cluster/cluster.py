@@ -52,13 +52,13 @@ class Cluster:
     def log(self, component: str) -> Path:
         return self._processes.log(component)
 
-    def up(self, *, node: bool = True) -> None:
-        """Removes what an earlier cluster left in this state folder, and starts a new one."""
+    def up(self, *, node: bool = True, crowded: bool = False) -> None:
+        """Removes what an earlier cluster left in this state folder, and starts a new one; `crowded`: one for thousands of pods."""
         programs = artifacts.programs()
         self._hold()
         self._remove()
         try:
-            self._prepare(programs, with_node=node)
+            self._prepare(programs, with_node=node, crowded=crowded)
             for name in CONTROL_PLANE:
                 self.start(name)
             if node:
@@ -110,7 +110,7 @@ class Cluster:
     def _answers(self, component: str) -> bool:
         return node.containerd_answers(self._processes, self.state) if component == "containerd" else control_plane.answers(component, self._facts())
 
-    def _prepare(self, programs: Path, *, with_node: bool) -> None:
+    def _prepare(self, programs: Path, *, with_node: bool, crowded: bool) -> None:
         if with_node and os.geteuid() != 0:
             raise ClusterError("a cluster with a node needs root, for mounts, control groups and network namespaces: be root, or bring up the API alone")
         if with_node and node.has_address(NODE_ADDRESS):
@@ -118,7 +118,7 @@ class Cluster:
         self.state.mkdir(mode=0o711, parents=True)
         (self.state / MARKER).touch()
         made = [hidden for hidden in node.HIDDEN if with_node and not Path(hidden).exists()]
-        facts = Facts(with_node, str(programs), choose_ports(node=with_node), node.read_sysctls() if with_node else {}, made)
+        facts = Facts(with_node, str(programs), choose_ports(node=with_node), node.read_sysctls() if with_node else {}, made, crowded)
         facts.save(self.state)
         credentials.make(self.state / "credentials", server=facts.server, node=node.NAME, addresses=(NODE_ADDRESS, "127.0.0.1"))
         if with_node:

@@ -57,7 +57,7 @@ def _api_server(state: Path, facts: Facts) -> dict[str, object]:
         "service-cluster-ip-range": SERVICE_RANGE,
         "endpoint-reconciler-type": "none",
         "authorization-mode": "Node,RBAC",
-        "enable-admission-plugins": "NodeRestriction",  # besides the default ones, PodSecurity and ResourceQuota among them
+        "enable-admission-plugins": "NodeRestriction,OwnerReferencesPermissionEnforcement",  # the second as on OpenShift; besides the default ones, PodSecurity and ResourceQuota among them
         "token-auth-file": folder / "tokens.csv",
         "client-ca-file": folder / "ca.crt",
         "tls-cert-file": folder / "server.crt",
@@ -72,7 +72,8 @@ def _api_server(state: Path, facts: Facts) -> dict[str, object]:
 
 
 def _scheduler(state: Path, facts: Facts) -> dict[str, object]:
-    return _client("kube-scheduler", state, facts)
+    # Stock: 50 and 100, and a Pod costs it two requests.
+    return _client("kube-scheduler", state, facts) | ({"kube-api-qps": 300, "kube-api-burst": 600} if facts.crowded else {})
 
 
 def _manager(state: Path, facts: Facts) -> dict[str, object]:
@@ -86,10 +87,12 @@ def _manager(state: Path, facts: Facts) -> dict[str, object]:
         # Stock: 20 and 30. At its start it asks for a token for each of its controllers, which takes 4 s at that rate.
         "kube-api-qps": 300,
         "kube-api-burst": 600,
-        # Stock: 50 s and 5 s. The fault tests wait for a dead node.
-        "node-monitor-grace-period": "16s",
-        "node-monitor-period": "2s",
+        **({"concurrent-job-syncs": 50} if facts.crowded else _SOON),  # stock: 5
     }
+
+
+_SOON = {"node-monitor-grace-period": "16s", "node-monitor-period": "2s"}
+"""Stock: 50 s and 5 s. The fault tests wait for a dead node."""
 
 
 def _client(name: str, state: Path, facts: Facts) -> dict[str, object]:

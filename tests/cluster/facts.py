@@ -23,6 +23,8 @@ class Facts:
     """Values from before, to put back. Empty without a node, as is `made`."""
     made: list[str]
     """Folders made only to be mounted over, to remove again."""
+    crowded: bool = False
+    """Whether it is for thousands of pods: then the limits that its components keep to by themselves are raised."""
 
     @property
     def address(self) -> str:
