@@ -73,6 +73,22 @@ _DUMP: dict[type, TypeAdapter[Any]] = {
 }
 
 
+def is_canonical(record: Record, data: bytes, key: str, run_id: str) -> bool:
+    """Whether these bytes of a record are those that are written for it, but for fields with a default that an older version did not know."""
+    return _dump(_as_far_as(json.loads(encode(record, key, run_id)), json.loads(data))) == data
+
+
+def _as_far_as(made: Any, given: Any) -> Any:
+    """`made` without what is not in `given`."""
+    if isinstance(made, dict) and isinstance(given, dict):
+        return {name: _as_far_as(value, given[name]) for name, value in made.items() if name in given}
+    return made
+
+
+def _dump(plain: Any) -> bytes:
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
 class BadRecord(ValueError):
     """Bytes that are no valid record for their key."""
 
@@ -91,7 +107,7 @@ def encode(record: Record, key: str, run_id: str) -> bytes:
         "key": key,
         "record": _DUMP[type(record)].dump_python(record, mode="json"),
     }
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    return _dump(plain)
 
 
 def decode(data: bytes, key: str, run_id: str | None) -> Any:

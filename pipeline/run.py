@@ -136,8 +136,8 @@ class RunFolder:
         self.store.create(f"{self.name}/{key}", text.encode())
 
     def digest(self, key: str, record: Record) -> str:
-        """SHA-256 of a record's bytes in its slot."""
-        return sha256(encode(record, key, self.run.run_id))
+        """SHA-256 of a record's bytes in its slot: as they were read, since an older version may have written them."""
+        return self._known[key][1] if key in self._known else sha256(encode(record, key, self.run.run_id))
 
     def read(self, key: str) -> tuple[Any, str]:
         """The record in a slot and its SHA-256. DamagedRun when it is absent or not valid."""

@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 from small_run import COUNT, LIMITS, NAME, RUN, Passing, check_finished, controller, errors, work
 
+from pipeline.codec import sha256
 from pipeline.controller import Controller, Place
 from pipeline.errors import DamagedRun, Overtaken
 from pipeline.executor import Job, JobSpec, JobStatus, Waiting
 from pipeline.labels import namespace_of, pod_owner
 from pipeline.requests import request
-from pipeline.run import RunFolder, candidate_key, history_key
+from pipeline.run import RunFolder, attempt_key, candidate_key, history_key
 from pipeline.store import MemoryStore, Store
 from search.evolution import Evolution
 from search.limits import Desire, Limits
@@ -389,3 +390,31 @@ def test_a_pod_goes_on_where_one_of_the_same_lease_or_cluster_was(lease: str, au
     else:
         assert second.claim()
         assert namespace_of(second.state.charge.owner if second.state.charge else "") == "team"
+
+
+def test_a_run_of_an_older_version_is_whole_and_goes_on(finished: MemoryStore) -> None:
+    """Fields that were added since are missing in its records; a digest is of the bytes that are there."""
+    older: dict[str, bytes | None] = {}
+    for key in (key.removeprefix(f"{NAME}/") for key in finished.list(f"{NAME}/")):
+        data = finished.read(f"{NAME}/{key}")
+        if key.startswith("attempts/"):
+            assert b'"avoid":[],' in data
+            older[key] = data.replace(b'"avoid":[],', b"")
+        elif key.startswith("controllers/"):
+            older[key] = data.replace(b'"max_failures":20,', b"")
+    assert sum(finished.read(f"{NAME}/{key}") != data for key, data in older.items()) == COUNT + 1
+    store = changed(finished, older)
+    assert errors(store) == []
+    folder = RunFolder(store, NAME)
+    state = folder.load()
+    key = attempt_key(0, 0)
+    assert folder.digest(key, state.stories[0].attempts[0]) == sha256(older[key] or b"")
+    request(folder, {"max_evaluations": COUNT + 3}, None)
+    assert work(controller(store)) is ReleaseReason.FINISHED
+    check_finished(store, COUNT + 3)
+
+
+def test_a_record_written_otherwise_than_by_us_is_found(finished: MemoryStore) -> None:
+    data = finished.read(f"{NAME}/{attempt_key(0, 0)}")
+    for other in (data.replace(b'"open":0', b'"open": 0'), data[:-1], data.replace(b'"avoid":[],', b"").replace(b'"why"', b'"why" ')):
+        assert errors(changed(finished, {attempt_key(0, 0): other}))
