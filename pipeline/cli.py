@@ -115,20 +115,24 @@ def _ls(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     folder = _folder(arguments)
+    before: object = None
     while True:
         found = summary(folder.load(), time.time())
-        if arguments.json:
-            print(json.dumps(found), flush=True)
-        else:
-            _print_status(found)
-        if arguments.why:
-            _print_why(folder, arguments.namespace)
+        reasons = _reasons(folder, arguments.namespace) if arguments.why else []
+        if (found, reasons) != before:
+            if arguments.json:
+                print(json.dumps(found), flush=True)
+            else:
+                _print_status(found)
+            for reason in reasons:
+                print(f"why               {reason}", flush=True)
+        before = found, reasons
         if not arguments.watch or found["state"] in ("finished", "stopped", "halted", "moved"):
             return 0
         time.sleep(2)
 
 
-def _print_why(folder: RunFolder, namespace: str | None) -> None:
+def _reasons(folder: RunFolder, namespace: str | None) -> list[str]:
     try:
         from pipeline.api import Api
         from pipeline.labels import namespace_of
@@ -137,8 +141,7 @@ def _print_why(folder: RunFolder, namespace: str | None) -> None:
         raise ConfigError(f"--why needs the package {error.name!r}; install hiernas[cluster]") from error
     state = folder.load()
     of_pod = namespace_of(state.last_claim.owner) if state.last_claim is not None else None
-    for line in why(state, namespace or of_pod or "hiernas", Api(), time.time()):
-        print(f"why               {line}", flush=True)
+    return why(state, namespace or of_pod or "hiernas", Api(), time.time())
 
 
 def _print_status(found: dict[str, object]) -> None:

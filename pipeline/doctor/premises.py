@@ -161,6 +161,12 @@ def _endpoint(site: Site) -> Iterator[Check]:
         yield checks.failed(
             "store for pods", f"their AWS_ENDPOINT_URL is {theirs!r}: a pod's own loopback", "give an address in cluster.environment that pods reach"
         )
+    elif theirs is not None and ours is not None and _LOOPBACK.match(ours):
+        yield checks.unknown(
+            "store for pods",
+            f"pods use the endpoint {theirs}, this machine {ours}, as with kubectl port-forward",
+            "--smoke shows whether both are the same store",
+        )
     elif theirs != ours:
         yield checks.warning(
             "store for pods",
