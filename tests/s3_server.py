@@ -113,7 +113,7 @@ class Exchange:
 class Proxy:
     """Passes requests to a server, each changed by `fault`."""
 
-    def __init__(self, server: S3Server, fault: Fault = lambda _: None) -> None:
+    def __init__(self, server: S3Server, fault: Fault = lambda _: None, host: str = "127.0.0.1") -> None:
         self.fault, self.seen = fault, 0
         proxy = self
 
@@ -176,8 +176,8 @@ class Proxy:
             def handle_error(self, request: object, client_address: object) -> None:
                 """Connections that we reset ourselves."""
 
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._server = Server((host, 0), Handler)
+        self.url = f"http://{host}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         self._thread.start()
 

@@ -1,0 +1,117 @@
+"""A cluster on which attempts fail, a controller that hangs, keys that change: what it costs, and what is told."""
+
+import json
+import signal
+import time
+from typing import Any
+
+import pytest
+from conftest import NAMESPACE, Site, until
+from s3_server import Exchange, Proxy
+from test_storm import Storm
+
+from search.records import Claim, EndReason, OutcomeKind
+
+LIMITS = {"max_evaluations": 3, "workers": 1}
+NOWHERE = {
+    "worker_pod": {
+        "spec": {
+            "containers": [{"name": "worker", "env": [{"name": "AWS_ENDPOINT_URL", "value": "http://127.0.0.1:9"}], "resources": {"requests": {"cpu": "100m"}}}]
+        }
+    }
+}
+"""Workers that do not reach the store: exit code 5, after some seconds."""
+
+
+def claims(site: Site, run: str) -> int:
+    return sum(isinstance(one, Claim) for one in site.state(run).controllers)
+
+
+def line(site: Site, run: str, *words: str, seconds: float = 60.0) -> str:
+    found: str = until(f"a line of --why with {words}", lambda: next((one for one in site.why(run) if all(word in one for word in words)), None), seconds)
+    return found
+
+
+def test_a_run_whose_every_attempt_fails_halts_and_goes_on_once_mended(site: Site) -> None:
+    run = "halts"
+    site.submit(run, cluster=NOWHERE, limits=LIMITS | {"max_failures": 2})
+    until("the halt", lambda: site.status(run)["state"] == "halted", 120)
+    assert "hiernas resume halts" in line(site, run, "2 attempts in a row came to nothing", "machine")
+    state = site.state(run)
+    assert [len(story.attempts) for story in state.stories] == [2]
+    assert state.history == []
+    assert site.status(run)["failures_in_a_row"] == 2
+    until("the end of its jobs", lambda: not site.objects("jobs", f"hiernas/run={run},app.kubernetes.io/component=worker"), 60)
+    site.hiernas("resume", run, "--store", site.store_url(run))
+    site.submit(run, limits=LIMITS)
+    state = site.finished(run)
+    assert {outcome.outcome for outcome in state.history} == {OutcomeKind.EVALUATED}
+
+
+@pytest.mark.own_cluster("it needs a cluster of one node")
+def test_a_node_that_fails_attempts_is_avoided_until_it_is_mended(site: Site) -> None:
+    run = "avoids"
+    site.submit(run, cluster=NOWHERE, limits=LIMITS | {"max_attempts": 9})
+    told = line(site, run, "is avoided for a while: 3 attempts failed there", "machine", seconds=180)
+    (node,) = site.status(run)["suspect_nodes"]
+    assert f"kubectl cordon {node}" in told
+    line(site, run, "(unschedulable)", "node affinity")  # there is no other node, and waiting is free
+    waiting = site.state(run).stories[0].attempts[-1]
+    assert waiting.avoid == (node,)
+    site.hiernas("resume", run, "--store", site.store_url(run))  # "it is mended"
+    site.submit(run, limits=LIMITS)
+    state = site.finished(run)
+    reasons = [end.reason for end in state.stories[0].ends.values()]
+    assert reasons == [EndReason.MACHINE] * 3 + [EndReason.STOPPED]
+    assert state.stories[0].attempts[-1].avoid == ()
+
+
+@pytest.mark.own_cluster("a process is stopped on its node")
+def test_a_controller_that_hangs_is_restarted_by_its_liveness_probe(site: Site) -> None:
+    run = "hangs"
+    selector = f"hiernas/run={run},app.kubernetes.io/component=controller"
+    probe = {"periodSeconds": 1, "failureThreshold": 3, "timeoutSeconds": 1}
+    pod = {"spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "controller", "livenessProbe": probe}]}}
+    site.submit(run, cluster={"controller_pod": pod}, limits={"max_evaluations": 4, "workers": 1})
+    until("an outcome", lambda: site.status(run)["evaluated"] > 0)
+    storm = Storm(site)
+    name = storm.pod(selector)
+    storm.signal(name, signal.SIGSTOP)
+    until("another claim", lambda: claims(site, run) == 2, 120)
+    state = site.finished(run)
+    assert {claim.owner for claim in state.controllers if isinstance(claim, Claim)} == {state.controllers[0].owner}  # type: ignore[union-attr]
+    restarted: list[dict[str, Any]] = [one for one in site.objects("pods", selector) if one["metadata"]["name"] == name]
+    assert [status["restartCount"] for one in restarted for status in one["status"]["containerStatuses"]] == [1]  # the same pod
+
+
+@pytest.mark.own_cluster("the store's keys are changed")
+def test_keys_that_are_renewed_reach_the_controller_and_a_worker_that_runs(site: Site) -> None:
+    assert site.own is not None
+    run, valid = "renewed", ["FIRST"]
+
+    def check(exchange: Exchange) -> None:
+        if not any(f"Credential={key}/" in exchange.headers.get("Authorization", "") for key in valid):
+            exchange.reach, exchange.answer, exchange.code = False, 403, "InvalidAccessKeyId"
+
+    def secret(key: str) -> str:
+        values = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": "-"}
+        return json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys", "namespace": NAMESPACE}, "stringData": values})
+
+    proxy = Proxy(site.own.server, check, site.own.cluster.address)
+    try:
+        site.cluster.kubectl("apply", "-f", "-", stdin=secret("FIRST"))
+        site.submit(
+            run,
+            cluster={"store_secret": "keys", "environment": {"AWS_ENDPOINT_URL": proxy.url}},
+            recipe={"extends": "digits-small", "steps": 600, "milestones": [6], "curve_points": 2},
+            limits={"max_evaluations": 1, "workers": 1},
+        )
+        until("a worker that has begun", lambda: site.store(run).list(f"{run}/logs/"), 120)
+        time.sleep(10)  # and has its data
+        site.cluster.kubectl("apply", "-f", "-", stdin=secret("SECOND"))
+        valid[:] = ["SECOND"]  # at once: harsher than anybody should be
+        state = site.finished(run)
+    finally:
+        proxy.close()
+    assert [len(story.attempts) for story in state.stories] == [1]  # nothing was done twice
+    assert claims(site, run) == 1
