@@ -1,4 +1,5 @@
-# Two images from one file: `--target controller` without torch, `--target worker` with it. docs/images.md says how to build them.
+# Three images from one file: `--target controller` without torch, `--target worker` with it, and for trying it out `--target store`,
+# an S3 server. docs/images.md says how to build them.
 # Dependencies are one layer and the code is the last one: a change of code moves less than a megabyte, not torch.
 
 # Any Debian with Python 3.11 or newer will do, for example one of your company's.
@@ -45,6 +46,10 @@ ARG WORKER_REQUIREMENTS=images/requirements-worker.txt
 COPY ${WORKER_REQUIREMENTS} /opt/hiernas/requirements.txt
 RUN --mount=type=bind,from=uv,source=/uv,target=/tmp/uv --mount=type=secret,id=environment --mount=type=secret,id=ca /tmp/uv/install.sh
 
+FROM base AS store-dependencies
+COPY images/requirements-store.txt /opt/hiernas/requirements.txt
+RUN --mount=type=bind,from=uv,source=/uv,target=/tmp/uv --mount=type=secret,id=environment --mount=type=secret,id=ca /tmp/uv/install.sh
+
 FROM controller-dependencies AS controller
 COPY --from=code /opt/hiernas /opt/hiernas
 USER 65532:65532
@@ -60,5 +65,19 @@ USER 65532:65532
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="hiernas-worker" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# The server of k8s/local: none of our code, ministack from PyPI, of whose services only S3 is on. Its objects lie in /bucket.
+FROM store-dependencies AS store
+# Where the server looks for what it runs once it answers.
+COPY images/bucket.py /docker-entrypoint-initaws.d/ready.d/bucket.py
+ENV SERVICES=s3 BUCKET=searches S3_PERSIST=1 S3_DATA_DIR=/bucket SFTP_ENABLED=0 IOT_MTLS_ENABLED=0 LOG_LEVEL=WARNING
+ENTRYPOINT ["ministack"]
+EXPOSE 4566
+USER 65532:65532
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="hiernas-store" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build both images; `push` them, or bring them into a local cluster's containerd by `layout` and `load`. docs/images.md says what can be set.
+# Build the images; `push` them, or bring them into a local cluster's containerd by `layout` and `load`. docs/images.md says what can be set.
 # shellcheck disable=SC2012 # the files that are listed here are named by digests
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,7 +38,7 @@ build() {
   if [[ ${BASE_IMAGE:-} ]]; then arguments+=(--build-arg "BASE_IMAGE=$BASE_IMAGE"); fi
   if [[ ${WORKER_REQUIREMENTS:-} ]]; then arguments+=(--build-arg "WORKER_REQUIREMENTS=$WORKER_REQUIREMENTS"); fi
   if [[ $ENGINE == buildah ]]; then arguments+=(--layers); fi # the others keep layers unasked
-  for target in controller worker; do
+  for target in "${targets[@]}"; do
     # shellcheck disable=SC2086 # several words on purpose
     "$ENGINE" build "${arguments[@]}" ${EXTRA_BUILD_ARGS:-} --target "$target" --tag "$name-$target:$TAG" --file Dockerfile .
   done
@@ -46,10 +46,10 @@ build() {
 
 push() {
   local target
-  for target in controller worker; do "$ENGINE" push "$name-$target:$TAG"; done
+  for target in "${targets[@]}"; do "$ENGINE" push "$name-$target:$TAG"; done
 }
 
-# Both images as a folder of blobs, each named by its digest. Uncompressed, so that a layer which lies there already is recognised
+# The images as a folder of blobs, each named by its digest. Uncompressed, so that a layer which lies there already is recognised
 # and not read again: after a change of code that is all but one.
 layout() {
   local folder=$1 target
@@ -58,7 +58,7 @@ layout() {
   exec 9>"$folder/lock"
   flock 9
   rm -f "$folder/index.json" # would keep the images of earlier builds
-  for target in controller worker; do
+  for target in "${targets[@]}"; do
     skopeo copy --quiet --dest-oci-accept-uncompressed-layers \
       "containers-storage:$name-$target:$TAG" "oci:$folder:$name-$target:$TAG"
   done
@@ -80,7 +80,7 @@ load() {
   flock --shared 9
   # ctr moves the name to the new image first and unpacks it then: without another name for the old image, containerd may throw
   # away the layers that both share in between, and the unpacking fails.
-  for target in controller worker; do
+  for target in "${targets[@]}"; do
     if [[ $("${ctr[@]}" images ls --quiet "name==$name-$target:$TAG") ]]; then
       "${ctr[@]}" images tag --force "$name-$target:$TAG" "$name-$target:previous" >/dev/null
     fi
@@ -95,6 +95,11 @@ revision=$(git describe --always --dirty --exclude '*' 2>/dev/null || echo unkno
 TAG=${TAG:-$version-$revision}
 ENGINE=${ENGINE:-$(engine)}
 name=${REGISTRY:-localhost}/hiernas
+# `store`, a server for trying it out, has to be asked for: it has no place in a registry for searches that matter.
+read -ra targets <<<"${IMAGES:-controller worker}"
+for target in "${targets[@]}"; do
+  [[ $target == controller || $target == worker || $target == store ]] || fail "unknown image '$target' in IMAGES; known: controller, worker, store"
+done
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/hiernas-images
 
 case "${1:-build}" in

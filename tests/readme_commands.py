@@ -1,7 +1,8 @@
 """The commands of the README and the docs. Run as a program after `make demo`, it runs those that the README marks for it.
 
 A fenced block that begins with ```sh after-demo is marked. Its commands run one after the other, as they stand there, on a copy
-of the run `demo` in a store of its own: so the run that somebody looks at stays as `make demo` left it.
+of the run `demo` in a store of its own: so the run that somebody looks at stays as `make demo` left it. Those of ```sh on-kind are
+run by tests/cluster/test_readme.py.
 """
 
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-MARK = "after-demo"
+MARK, CLUSTER_MARK = "after-demo", "on-kind"
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(?:\.venv/bin/)?(hiernas[^`]*)`")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from readme_commands import MARK, PAGES, ROOT, blocks, mentioned
+from readme_commands import CLUSTER_MARK, MARK, PAGES, ROOT, blocks, mentioned
 
 from pipeline.cli import parser
 from pipeline.config import Config, parse_config
@@ -104,9 +104,10 @@ def test_every_command_is_one_of_the_command_line(page: Path, capsys: pytest.Cap
 def test_every_command_of_the_readme_is_run_by_the_checks() -> None:
     checks = (ROOT / ".ci" / "run").read_text()
     assert "tests/readme_commands.py" in checks
+    assert "stage make test-cluster" in checks
     for info, commands in blocks(ROOT / "README.md"):
         for command in commands:
-            assert MARK in info or f"stage {command}" in checks, command
+            assert MARK in info or CLUSTER_MARK in info or f"stage {command}" in checks, command
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:

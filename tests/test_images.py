@@ -8,8 +8,10 @@ import sys
 import tomllib
 from hashlib import sha256
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
+from s3_server import S3Server
 
 ROOT = Path(__file__).parent.parent
 EXTRAS = {"controller": ("s3", "cluster"), "worker": ("s3", "worker")}
@@ -24,6 +26,10 @@ MODULES = {
     "worker": ["cli", "worker", "trainer", "s3"],
 }
 IMAGES = sorted(EXTRAS)
+"""With our code. The third, `store`, has none of it."""
+
+READY = "/docker-entrypoint-initaws.d/ready.d/bucket.py"
+"""Where the store's server looks for what it runs once it answers; found in its source, and tried on the cluster."""
 
 # A stand-in for the image's virtual environment: what the requirements don't name can't be imported.
 IMPORTS = """
@@ -65,7 +71,7 @@ def build(*arguments: str, **settings: str) -> str:
     return subprocess.run([ROOT / "images" / "build.sh", *arguments], env=environment, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", [*IMAGES, "store"])
 def test_every_requirement_of_an_image_is_pinned_with_hashes(image: str) -> None:
     assert [entry for entry in pins(image).values() if "==" not in entry or "--hash=sha256:" not in entry] == []
 
@@ -90,12 +96,13 @@ def test_a_controller_that_needed_torch_would_be_found_out() -> None:
     assert "No module named 'torch'" in subprocess.run(program, cwd=ROOT, capture_output=True, text=True).stderr
 
 
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", [*IMAGES, "store"])
 def test_an_image_ends_with_the_code_as_a_numeric_user_who_is_not_root(image: str) -> None:
     instructions = stages()[image]
     assert instructions[0] == f"FROM {image}-dependencies AS {image}"
     layers = [line for line in instructions if line.startswith(("COPY", "ADD", "RUN"))]
-    assert layers == ["COPY --from=code /opt/hiernas /opt/hiernas"], "another layer would be made again at each change of code"
+    code = f"COPY images/bucket.py {READY}" if image == "store" else "COPY --from=code /opt/hiernas /opt/hiernas"
+    assert layers == [code], "another layer would be made again at each change of code"
     users = [line.split()[1] for line in instructions if line.startswith("USER")]
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1]), "Kubernetes' runAsNonRoot refuses names"
 
@@ -129,8 +136,37 @@ def test_the_version_that_the_scripts_read_is_the_projects() -> None:
     assert re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE) == [version]
 
 
-def test_push_sends_both_images() -> None:
+def test_push_sends_both_images_and_the_store_only_when_it_is_named() -> None:
     assert build("push", REGISTRY="r.example.org").splitlines() == ["push r.example.org/hiernas-controller:7", "push r.example.org/hiernas-worker:7"]
+    assert build("push", IMAGES="store").splitlines() == ["push localhost/hiernas-store:7"]
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        build("push", IMAGES="stores")
+    assert "known: controller, worker, store" in error.value.stderr
+
+
+@pytest.mark.parametrize("before", [[], ["searches"]], ids=["new", "there"])
+def test_the_store_makes_its_bucket_unless_it_is_there(before: list[str], tmp_path: Path) -> None:
+    server = S3Server(tmp_path / "bucket")
+    server.start()
+    try:
+        for _ in range(len(before) + 1):
+            environment = {"AWS_ENDPOINT_URL": server.url, "BUCKET": "searches"}
+            done = subprocess.run([sys.executable, "-S", ROOT / "images" / "bucket.py"], env=environment, capture_output=True, text=True)
+            assert (done.returncode, done.stderr) == (0, "")
+        with urlopen(f"{server.url}/searches", timeout=10) as answer:
+            assert b"<Name>searches</Name>" in answer.read()
+        done = subprocess.run([sys.executable, ROOT / "images" / "bucket.py"], env=environment | {"BUCKET": "No"}, capture_output=True, text=True)
+        assert (done.returncode, "could not be made: 400" in done.stderr) == (1, True)
+    finally:
+        server.kill()
+
+
+def test_the_store_is_the_server_of_the_tests_and_lets_only_s3_in() -> None:
+    (version,) = re.findall(r"^ministack==(\S+)", (ROOT / "tests" / "requirements-servers.txt").read_text(), re.MULTILINE)
+    assert pins("store")["ministack"].startswith(f"ministack=={version} ")
+    (line,) = [line for line in stages()["store"] if line.startswith("ENV")]
+    assert {"SERVICES=s3", "S3_PERSIST=1", "SFTP_ENABLED=0", "IOT_MTLS_ENABLED=0"} <= set(line.split())
+    assert 'ENTRYPOINT ["ministack"]' in stages()["store"]
 
 
 def test_load_keeps_the_old_image_and_sends_only_the_blobs_that_containerd_lacks(tmp_path: Path) -> None:

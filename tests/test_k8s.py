@@ -146,9 +146,9 @@ def test_the_namespace_enforces_the_strictest_pod_security() -> None:
     assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "audit", "warn")} == {"restricted"}
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.yaml")), ids=lambda path: path.name)
-def test_our_pods_are_restricted_ones(path: Path) -> None:
-    for pod in pods(golden(path)):
+@pytest.mark.parametrize("source", ["local", *sorted(GOLDEN.glob("*.yaml"))], ids=lambda source: Path(source).name)
+def test_our_pods_are_restricted_ones(source: str | Path) -> None:
+    for pod in pods(golden(source) if isinstance(source, Path) else rendered(source)):
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -160,9 +160,12 @@ def test_our_pods_are_restricted_ones(path: Path) -> None:
 
 def test_no_secret_no_container_and_no_floating_image_is_in_the_folders() -> None:
     for folder in FOLDERS:
-        assert not [one for one in rendered(folder) if one["kind"] == "Secret"]
-        assert not pods(rendered(folder))
+        if folder != "local":
+            assert not [one for one in rendered(folder) if one["kind"] == "Secret"]
+            assert not pods(rendered(folder))
     for path in [*K8S.rglob("*.yaml"), *(ROOT / "configs").glob("*.yaml"), *GOLDEN.glob("*.yaml")]:
+        if path == K8S / "local" / "secret.yaml":
+            continue  # see test_the_key_of_the_local_store_is_a_secret_to_nobody
         assert not re.search(r":latest\b|hostPath|privileged: *true|SECRET_ACCESS_KEY *[:=]", path.read_text(encoding="utf-8")), path
 
 
@@ -174,6 +177,77 @@ def test_workers_may_have_a_secret_of_their_own() -> None:
         pod = job["spec"]["template"]["spec"]
         assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": name}}]
         assert [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume] == [name]
+
+
+# -- the local store
+
+
+def local_config() -> ClusterConfig:
+    cluster = load_config(ROOT / "configs" / "local.yaml").cluster
+    assert cluster is not None
+    return cluster
+
+
+def test_the_key_of_the_local_store_is_a_secret_to_nobody() -> None:
+    (secret,) = of_kind("Secret", "local").values()
+    assert secret["stringData"] == {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
+    assert (K8S / "local" / "secret.yaml").read_text(encoding="utf-8").startswith("# Not a secret:")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, value in secret["stringData"].items():
+        assert f"{name}={value}" in readme
+
+
+def test_the_local_config_names_what_the_local_folder_has() -> None:
+    cluster = local_config()
+    config = load_config(ROOT / "configs" / "local.yaml")
+    assert cluster.store_secret in of_kind("Secret", "local")
+    (service,) = of_kind("Service", "local").values()
+    (port,) = service["spec"]["ports"]
+    assert cluster.environment["AWS_ENDPOINT_URL"] == f"http://{service['metadata']['name']}.{cluster.namespace}.svc:{port['port']}"
+    assert f"port-forward service/{service['metadata']['name']} {port['port']} " in (ROOT / "README.md").read_text(encoding="utf-8")
+    bucket = re.search(r"\bBUCKET=(\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    assert bucket is not None
+    assert config.store == f"s3://{bucket[1]}/runs"
+
+
+def test_the_local_store_is_one_pod_on_a_folder_that_outlives_it() -> None:
+    (workload,) = [one for one in rendered("local") if "template" in (one.get("spec") or {})]
+    assert (workload["kind"], workload["spec"]["replicas"]) == ("StatefulSet", 1), "two servers on one folder would both win a create-only write"
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    data = re.search(r"\bS3_DATA_DIR=(\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    assert data is not None
+    (mounted,) = [one["name"] for one in container["volumeMounts"] if one["mountPath"] == data[1]]
+    (volume,) = [one for one in workload["spec"]["template"]["spec"]["volumes"] if one["name"] == mounted]
+    assert volume["persistentVolumeClaim"]["claimName"] in of_kind("PersistentVolumeClaim", "local")
+
+
+def test_the_local_images_are_called_alike_everywhere_and_are_never_pulled_in_vain() -> None:
+    (pod,) = pods(rendered("local"))
+    (store,) = pod["spec"]["containers"]
+    assert store["imagePullPolicy"] == "IfNotPresent"
+    cluster = local_config()
+    names = [store["image"], cluster.worker_image, cluster.controller_image]
+    assert sorted(names) == [f"localhost/hiernas-{one}:local" for one in ("controller", "store", "worker")]
+    for job in (worker_job(spec(Resources()), ORIGIN, cluster), controller_job(ORIGIN, cluster, "c" * 64)):
+        assert "imagePullPolicy" not in job["spec"]["template"]["spec"]["containers"][0]  # then a tag other than `latest` is pulled only where it lacks
+
+
+def test_our_pods_reach_the_local_store_and_it_answers_nobody_else_and_asks_nobody() -> None:
+    (store,), policies = pods(rendered("local")), of_kind("NetworkPolicy", "local")
+    labels = store["metadata"]["labels"]
+    port = store["spec"]["containers"][0]["ports"][0]["containerPort"]
+    assert [name for name, one in policies.items() if selects(one, labels)] == ["store"]
+    assert policies["store"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert "egress" not in policies["store"]["spec"]
+    (enter,) = policies["store"]["spec"]["ingress"]
+    (leave,) = policies["hiernas-local"]["spec"]["egress"]
+    assert [one["port"] for one in enter["ports"]] == [one["port"] for one in leave["ports"]] == [port]
+    (whence,), (where,) = enter["from"], leave["to"]
+    assert where["podSelector"]["matchLabels"].items() <= labels.items()
+    for path in ("worker.yaml", "controller.yaml"):
+        (pod,) = pods(golden(GOLDEN / path))
+        assert whence["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        assert selects(policies["hiernas-local"], pod["metadata"]["labels"])
 
 
 # -- networks
@@ -221,7 +295,7 @@ def test_the_clouds_metadata_stay_shut_and_the_identity_folder_opens_the_agent_a
         assert {one["port"] for one in anywhere["ports"]} == expected  # none of them is the metadata's, 80
     (identity,) = egress("hiernas-identity", "identity")
     assert {to["ipBlock"]["cidr"] for to in identity["to"]} == {"169.254.170.23/32", "fd00:ec2::23/128"}
-    for folder in ("base", "store", "identity"):
+    for folder in ("base", "store", "identity", "local"):
         for policy in of_kind("NetworkPolicy", folder).values():
             for rule in policy["spec"].get("egress", []):
                 assert not any(covers(to["ipBlock"], address) for to in rule.get("to", []) if "ipBlock" in to for address in METADATA), policy
@@ -230,7 +304,7 @@ def test_the_clouds_metadata_stay_shut_and_the_identity_folder_opens_the_agent_a
 # -- the example configs
 
 
-@pytest.mark.parametrize("name", ["cluster.yaml", "gpu.yaml"])
+@pytest.mark.parametrize("name", ["cluster.yaml", "gpu.yaml", "local.yaml"])
 def test_an_example_names_nothing_that_is_not_in_the_folders(name: str) -> None:
     cluster = load_config(ROOT / "configs" / name).cluster
     assert cluster is not None

@@ -154,7 +154,7 @@ class Cluster:
         facts = Facts.load(self.state)
         if facts and facts.node:
             kill_cgroup(node.CGROUP)
-            wait_until("the end of the pods' network interfaces", lambda: not node.has_address(node.POD_GATEWAY))
+            wait_until("the end of the pods' network interfaces", lambda: not node.has_address(node.POD_GATEWAY), 180)  # sockets between killed pods keep them
             if node.has_address(NODE_ADDRESS):
                 subprocess.run(["ip", "address", "del", f"{NODE_ADDRESS}/32", "dev", "lo"], check=True)
             node.write_sysctls(facts.sysctls)

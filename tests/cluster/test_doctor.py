@@ -53,7 +53,9 @@ def made(site: Site, body: dict[str, Any]) -> Iterator[None]:
 
 def test_all_is_well_on_the_site(site: Site) -> None:
     found = json.loads(site.hiernas("doctor", str(site.config(RUN)), "--store", site.store_url(RUN), "--json").stdout)
-    assert found["summary"] == {"ok": len(found["checks"]), "warning": 0, "failed": 0, "unknown": 0}, found
+    # On another's cluster there may be something to warn of; here also that pods and this machine have different names for the store.
+    allowed = [] if site.own else [check["name"] for check in found["checks"] if check["verdict"] == "warning"]
+    assert [check for check in found["checks"] if check["verdict"] != "ok" and check["name"] not in allowed] == []
 
 
 @pytest.mark.parametrize("right", [*rights.CONTROLLER, *rights.CONTROLLER_HELPFUL], ids=str)
@@ -97,7 +99,7 @@ def test_a_missing_secret_is_named(site: Site) -> None:
 
 def test_a_secrets_values_are_never_shown(site: Site) -> None:
     (one,) = [one for one in examined(site) if one.name == "store secret"]
-    assert one.found == "secret 'bucket' has the keys AWS_ACCESS_KEY_ID, AWS_REGION, AWS_SECRET_ACCESS_KEY"
+    assert one.found == f"secret 'bucket' has the keys {', '.join(sorted(site.keys))}"
 
 
 def test_a_missing_account_is_named(site: Site) -> None:
@@ -129,10 +131,12 @@ def test_a_limit_range_that_is_too_narrow_is_named(site: Site) -> None:
     assert "memory" in found["dry run: worker pod"]
 
 
+@pytest.mark.own_cluster("its nodes may have GPUs")
 def test_gpus_that_no_node_has_are_named(site: Site) -> None:
     assert "no node offers nvidia.com/gpu" in failures(examined(site, executor={"gpus": 1}))["nodes"]
 
 
+@pytest.mark.own_cluster("Kueue may be there")
 def test_a_queue_without_kueue_is_named(site: Site) -> None:
     assert "Kueue is not installed" in failures(examined(site, cluster={"queue": "search"}))["queue"]
 
@@ -165,7 +169,7 @@ def test_smoke_goes_through_everything_and_leaves_only_records(site: Site) -> No
     found = json.loads(site.hiernas("doctor", str(site.config(RUN)), "--store", site.store_url(RUN), "--smoke", "--json").stdout)
     (one,) = [check for check in found["checks"] if check["name"].startswith("smoke")]
     assert one["verdict"] == "ok", one
-    for word in ("controller: queue", "worker: queue", "start", "train", "hiernas-node"):
+    for word in ("controller: queue", "worker: queue", "start", "train", *(["hiernas-node"] if site.own else [])):
         assert word in one["found"]
     run = one["found"].rpartition("/")[2]
     for kind in ("leases", "jobs", "configmaps", "pods"):

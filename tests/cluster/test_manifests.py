@@ -21,6 +21,7 @@ GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.yaml"))
 OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
 """Go module that holds the definitions of PodMonitor and PrometheusRule."""
 RUN = "rights"
+DEFINITIONS = pytest.mark.own_cluster("teaches the whole cluster Prometheus' kinds, and takes them away again")
 Object = dict[str, Any]
 
 
@@ -59,21 +60,24 @@ def pod_of(job: Object) -> Object:
 @pytest.fixture(scope="module")
 def cluster(site: Site) -> Iterator[Cluster]:
     """The cluster, knowing Prometheus' kinds."""
+    assert site.own is not None
     for path in definitions():
         site.cluster.kubectl("apply", "--server-side", "-f", path)
     site.cluster.kubectl(
         "wait", "--for=condition=Established", "--timeout=30s", *[f"crd/{kind}.monitoring.coreos.com" for kind in ("podmonitors", "prometheusrules")]
     )
-    yield site.cluster
+    yield site.own.cluster
     for path in definitions():
         site.cluster.kubectl("delete", "-f", path)
 
 
+@DEFINITIONS
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_server_takes_each_folder(cluster: Cluster, folder: str) -> None:
     dry_run(cluster, *rendered(cluster, folder))
 
 
+@DEFINITIONS
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.name)
 def test_the_server_takes_what_submit_makes_and_its_pods(cluster: Cluster, path: Path) -> None:
     objects = golden(path)
@@ -81,6 +85,7 @@ def test_the_server_takes_what_submit_makes_and_its_pods(cluster: Cluster, path:
     dry_run(cluster, *[pod_of(one) for one in objects if one["kind"] == "Job"])
 
 
+@DEFINITIONS
 def test_the_server_refuses_a_misspelt_field_and_a_pod_that_is_not_restricted(cluster: Cluster) -> None:
     monitor = next(one for one in rendered(cluster, "monitoring") if one["kind"] == "PodMonitor")
     monitor["spec"]["podMetricsEndpoints"][0]["scrapeTimeOut"] = "10s"

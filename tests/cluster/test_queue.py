@@ -3,6 +3,7 @@
 import json
 import threading
 
+import pytest
 from conftest import NAMESPACE, Site, until
 from queue_stand_in import Queue
 
@@ -10,8 +11,10 @@ RUN = "queued"
 WORKERS = f"hiernas/run={RUN},app.kubernetes.io/component=worker"
 
 
+@pytest.mark.own_cluster("a stand-in takes the place of Kueue, for the whole cluster")
 def test_a_queue_admits_preempts_and_is_explained(site: Site) -> None:
-    queue = Queue(site.cluster, NAMESPACE, quota=1)
+    assert site.own is not None
+    queue = Queue(site.own.cluster, NAMESPACE, quota=1)
     most: list[int] = [0]
     over = threading.Event()
 

@@ -32,14 +32,15 @@ def test_a_submitted_search_runs_to_its_end_and_leaves_nothing_but_its_records(s
     pods = until("the controller's address", lambda: [
         pod for pod in site.objects("pods", f"hiernas/run={RUN},app.kubernetes.io/component=controller") if pod["status"].get("podIP")
     ])  # fmt: skip
-    prometheus = Prometheus(tmp_path, f"{pods[0]['status']['podIP']}:{METRICS_PORT}")
-    try:
-        state = site.finished(RUN)
-        for expression, number in numbers(state).items():
-            prometheus.until(expression, number)
-        assert (prometheus.value("max_over_time(sum(hiernas_workers)[10m:1s])") or 0) in (1, 2)
-    finally:
-        prometheus.stop()
+    with site.address(pods[0], METRICS_PORT) as address:
+        prometheus = Prometheus(tmp_path, address)
+        try:
+            state = site.finished(RUN)
+            for expression, number in numbers(state).items():
+                prometheus.until(expression, number)
+            assert (prometheus.value("max_over_time(sum(hiernas_workers)[10m:1s])") or 0) in (1, 2)
+        finally:
+            prometheus.stop()
     assert [outcome.outcome.value for outcome in state.history] == ["evaluated"] * 5, [story.ends for story in state.stories]
     assert not any(story.ends for story in state.stories)
     site.hiernas("report", RUN, "--store", site.store_url(RUN), "--out", "report")

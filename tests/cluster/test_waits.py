@@ -47,6 +47,7 @@ def test_an_image_that_cannot_be_pulled(site: Site) -> None:
     remove(site, "no-image")
 
 
+@pytest.mark.own_cluster("its nodes may have GPUs")
 def test_gpus_that_no_node_has(site: Site) -> None:
     site.submit("no-gpu", executor={"gpus": 1}, **ONE)
     assert "executor.gpus" in told(site, "no-gpu", "(unschedulable)", "Insufficient nvidia.com/gpu")
@@ -71,7 +72,7 @@ def test_a_quota_of_pods_and_one_of_jobs(site: Site, no_quota: None) -> None:
         "apiVersion": "v1",
         "kind": "ResourceQuota",
         "metadata": {"name": "small", "namespace": NAMESPACE},
-        "spec": {"hard": {"pods": "1"}},
+        "spec": {"hard": {"pods": str(len(site.objects("pods", "app.kubernetes.io/name=hiernas-store")) + 1)}},  # room for a controller, and no more
     }
     site.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(quota))
     site.submit("no-quota", **ONE)
