@@ -400,7 +400,7 @@ bytes, so that SHA-256 digests can name it. Around every record stands the same 
 | `key` | text | its own key below the run's folder: a misplaced object is caught |
 | `record` | the record | its fields are listed below |
 
-Reading is strict: at most {MAX_OBJECT_BYTES // 1024**2} MiB; no field twice, none unknown, none missing; no NaN, no Infinity; types and ranges as below.
+Reading is strict: at most {MAX_OBJECT_BYTES // 1024**2} MiB; no field twice, none unknown, none missing (but those added later, which have a default: `avoid`, `node`, `max_failures`); no NaN, no Infinity; types and ranges as below.
 An evaluation that is not valid is the platform's fault: it stays as evidence, and the next attempt names it as rejected. Any
 other record that is not valid stops the run with exit code 4 ([what to do](operations.md)).
 

@@ -127,7 +127,7 @@ def _status(arguments: argparse.Namespace) -> int:
             for reason in reasons:
                 print(f"why               {reason}", flush=True)
         before = found, reasons
-        if not arguments.watch or found["state"] in ("finished", "stopped", "halted", "moved"):
+        if not arguments.watch or (found["state"] in ("finished", "stopped", "halted", "moved") and not found["in_charge"]):
             return 0
         time.sleep(2)
 

@@ -199,6 +199,9 @@ class Controller:
             raise Overtaken(self.folder.elsewhere(self.state.moved))
         self._networks = answer.Networks()
         self._fresh, self._stale = True, False
+        self._rests = {}
+        for story in self.state.unfinished.values():
+            self._rest(story)
 
     # -- the loop
 
@@ -214,7 +217,10 @@ class Controller:
             while (reason := self._patiently(lambda: self._round(observer), pace_seconds)) is None:
                 if self.leaves:
                     return self._leave()
-                self.executor.wait(pace_seconds)
+                if self._rests and not self.state.dispatched:  # an executor without jobs may not wait at all
+                    self._sleep(pace_seconds or 1.0)
+                else:
+                    self.executor.wait(pace_seconds)
             if reason is ReleaseReason.INTERRUPTED:
                 break
             claimed = self._patiently(self.claim, pace_seconds)  # a person may have asked for something right behind the release
@@ -309,7 +315,7 @@ class Controller:
         now = self.clock.monotonic()
         view.refused = now < self._probe_at
         self._rests = {index: until for index, until in self._rests.items() if now < until}
-        view.resting, view.suspects = frozenset(self._rests), self._suspects()
+        view.resting, view.avoided = frozenset(self._rests), self._avoided(jobs)
         for story in self.state.unfinished.values():
             if story.outcome is None and story.attempts and (self._fresh or self._ended_or_vanished(story, jobs)):
                 self._read_evaluations(story, view)
@@ -384,9 +390,11 @@ class Controller:
     def _write(self, key: str, record: Record) -> str:
         return self.folder.create(key, record)
 
-    def _record_outcome(self, story: Story, attempt: int, kind: OutcomeKind, fitness: float | None, held: float, gpus: int, digest: str | None) -> None:
+    def _record_outcome(
+        self, story: Story, attempt: int, kind: OutcomeKind, fitness: float | None, held: float, gpus: int, digest: str | None, node: str | None
+    ) -> None:
         number = len(self.state.history)
-        outcome = Outcome(number, story.candidate.index, attempt, kind, fitness, held, held * gpus, digest, self.state.last_digest, self._stamp())
+        outcome = Outcome(number, story.candidate.index, attempt, kind, fitness, held, held * gpus, digest, self.state.last_digest, self._stamp(), node)
         self.state.outcome(outcome, self._write(history_key(number), outcome))
         log.info(
             "outcome run=%s candidate=%d attempt=%d outcome=%s fitness=%s",
@@ -400,7 +408,8 @@ class Controller:
         job = view.jobs.get(attempt.job)
         ended = story.ends.get(action.attempt)
         held = job.held_seconds if job is not None else ended.held_seconds if ended is not None else seconds
-        self._record_outcome(story, action.attempt, kind, fitness, held, attempt.resources.gpus, action.digest)
+        node = job.node if job is not None else ended.node if ended is not None else None
+        self._record_outcome(story, action.attempt, kind, fitness, held, attempt.resources.gpus, action.digest, node)
         self._accepted = True
 
     def _give_up(self, action: plan.GiveUp, view: plan.View) -> None:
@@ -408,7 +417,8 @@ class Controller:
         self._read_evaluations(story, view)  # the last look before a candidate counts as lost
         if plan.accepted(story, view) is None:
             last = story.attempts[-1]
-            self._record_outcome(story, last.attempt, action.outcome, None, story.ends[last.attempt].held_seconds, last.resources.gpus, None)
+            end = story.ends[last.attempt]
+            self._record_outcome(story, last.attempt, action.outcome, None, end.held_seconds, last.resources.gpus, None, end.node)
 
     def _end(self, action: plan.EndAttempt, view: plan.View) -> None:
         story = self.state.stories[action.candidate]
@@ -420,15 +430,22 @@ class Controller:
         )  # fmt: skip
         self._write(end_key(action.candidate, action.attempt), end)
         self.state.end(end)
-        if (pause := trouble.pause_seconds(story)) > 0:
-            self._rests[action.candidate] = self.clock.monotonic() + pause
-            view.resting |= {action.candidate}
-        view.suspects = self._suspects()
+        self._rest(story)
+        view.resting = frozenset(self._rests)
+        view.avoided = self._avoided(view.jobs)
         log.info("attempt ended run=%s candidate=%d attempt=%d reason=%s", self.folder.name, action.candidate, action.attempt, action.reason.value)
 
-    def _suspects(self) -> frozenset[str]:
+    def _rest(self, story: Story) -> None:
+        """Let a candidate wait whose last attempt failed a moment ago. After a restart the rest of the time, as far as clocks agree."""
+        pause = trouble.pause_seconds(story)
+        if pause > 0:
+            ago = self.clock.now() - story.ends[len(story.attempts) - 1].stamp.at
+            self._rests[story.candidate.index] = self.clock.monotonic() + min(pause, max(0.0, pause - ago))
+
+    def _avoided(self, jobs: dict[str, Job]) -> tuple[str, ...]:
         """Nodes to avoid; this machine cannot avoid itself."""
-        return frozenset(trouble.suspects(self.state, self.clock.now())) if self.executor.survives else frozenset()
+        running = {job.node for job in jobs.values() if job.node is not None and job.status is JobStatus.RUNNING}
+        return trouble.avoided(self.state, running, self.clock.now()) if self.executor.survives else ()
 
     def _dispatch(self, action: plan.Dispatch, view: plan.View) -> None:
         story = self.state.stories[action.candidate]
@@ -450,7 +467,8 @@ class Controller:
         if view.refused:
             return  # one probe is enough: the attempt stays open, and its job is created later
         digest = self.folder.digest(attempt_key(attempt.candidate, attempt.attempt), attempt)
-        spec = JobSpec(attempt.job, self.folder.name, attempt.candidate, attempt.attempt, attempt.resources, digest, attempt.avoid)
+        before = trouble.failed_on(self.state.stories[attempt.candidate], attempt.attempt)
+        spec = JobSpec(attempt.job, self.folder.name, attempt.candidate, attempt.attempt, attempt.resources, digest, attempt.avoid, before)
         self._asked.append(spec)
         if self._refusals or len(self._asked) >= self._batch:  # after a refusal one job is tried before any other
             self._ask(view)

@@ -61,6 +61,8 @@ class JobSpec:
     """SHA-256 of the record that decided on it."""
     avoid: tuple[str, ...] = ()
     """Nodes it must not run on."""
+    rather_not: tuple[str, ...] = ()
+    """Nodes it runs on only if no other has room."""
 
 
 class Refused(Exception):

@@ -158,7 +158,7 @@ class KubernetesExecutor:
 
     def wait(self, seconds: float) -> None:
         """See Executor. The time counts from the last list on: in a round that took so long, jobs have ended. An API server that is slow gets a pause."""
-        time.sleep(max(seconds / 4, self._listed_at + seconds - self._clock.monotonic()))
+        time.sleep(max(seconds / 10, self._listed_at + seconds - self._clock.monotonic()))
 
     def close(self) -> None:
         """See Executor. Jobs go on."""

@@ -116,18 +116,30 @@ def _template(pod: Object, patch: Object, unreachable_seconds: int) -> Object:
     return found
 
 
-def _away(template: Object, nodes: tuple[str, ...]) -> Object:
-    """The pod, but not on these nodes: one more condition in each alternative that the config itself gives (they are alternatives, so in all)."""
-    if nodes:
-        place = "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"
-        required = template
-        for key in place:
-            required[key] = dict(required.get(key) or {})
-            required = required[key]
-        condition = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(nodes)}
-        given = required.get("nodeSelectorTerms") or [{}]
-        required["nodeSelectorTerms"] = [one | {"matchExpressions": [*(one.get("matchExpressions") or []), condition]} for one in given]
+def _away(template: Object, never: tuple[str, ...], rather_not: tuple[str, ...]) -> Object:
+    """The pod, but on none of some nodes, and rather on none of some others, whatever the config itself asks for."""
+    if never:
+        required = _within(template, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
+        given = required.get("nodeSelectorTerms") or [{}]  # alternatives: so the condition must be in each
+        required["nodeSelectorTerms"] = [one | {"matchExpressions": [*(one.get("matchExpressions") or []), _other_than(never)]} for one in given]
+    if rather_not:
+        affinity = _within(template, "spec", "affinity", "nodeAffinity")
+        preferred = {"weight": 100, "preference": {"matchExpressions": [_other_than(rather_not)]}}
+        kind = "preferredDuringSchedulingIgnoredDuringExecution"
+        affinity[kind] = [*(affinity.get(kind) or []), preferred]
     return template
+
+
+def _other_than(nodes: tuple[str, ...]) -> Object:
+    return {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(nodes)}
+
+
+def _within(found: Object, *path: str) -> Object:
+    """The mapping there, made if it is missing; the config's own are copied, not changed."""
+    for key in path:
+        found[key] = dict(found.get(key) or {})
+        found = found[key]
+    return found
 
 
 def _environment(cluster: ClusterConfig, fixed: dict[str, str], secret: str | None) -> Object:
@@ -195,7 +207,7 @@ def worker_job(spec: JobSpec, origin: Origin, cluster: ClusterConfig) -> Object:
             # Ends the Job with a reason that says "disrupted" even when the pod is gone.
             "rules": [{"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
         },
-        "template": _away(_template(pod, cluster.worker_pod, cluster.unreachable_seconds), spec.avoid),
+        "template": _away(_template(pod, cluster.worker_pod, cluster.unreachable_seconds), spec.avoid, spec.rather_not),
     }
     if cluster.queue is not None:
         job["suspend"] = True  # the queue lets it run
@@ -205,7 +217,7 @@ def worker_job(spec: JobSpec, origin: Origin, cluster: ClusterConfig) -> Object:
 def dropped(asked: Any, made: Any, place: str = "") -> list[str]:
     """Fields that were asked for and are not in what the cluster made of it: it is too old for them, a feature gate is off, or a webhook took them out."""
     if isinstance(asked, dict) and isinstance(made, dict):
-        return [found for key, value in asked.items() if value not in (None, [], {}, "") for found in dropped(value, made.get(key), f"{place}.{key}")]
+        return [found for key, value in asked.items() if value not in (None, [], {}, "", False) for found in dropped(value, made.get(key), f"{place}.{key}")]
     if isinstance(asked, list) and isinstance(made, list):
         named = {one["name"]: one for one in made if isinstance(one, dict) and "name" in one}  # others may have been added among them
         return [found for one in asked if isinstance(one, dict) and "name" in one for found in dropped(one, named.get(one["name"]), f"{place}[{one['name']}]")]

@@ -92,7 +92,7 @@ METRICS = {
             "hiernas_held", "gauge", "0 or 1", "1 while the run starts nothing new, by why.",
             {"why": ("paused", "stopped", "halted", "budget")},
         ),
-        Description("hiernas_suspect_nodes", "gauge", "nodes", "Nodes that are avoided because attempts fail there (`hiernas status RUN` names them)."),
+        Description("hiernas_suspect_nodes", "gauge", "nodes", "Nodes that are avoided because attempts fail there (`hiernas status RUN --why` names them)."),
         Description("hiernas_in_charge", "gauge", "0 or 1", "1 while the controller has the run in its charge, 0 once it has released it: finished, stopped, halted, or told to leave."),
         Description("hiernas_claims_total", "counter", "controllers", "Controllers that took charge of the run, one after the other."),
         Description(
@@ -275,7 +275,7 @@ class Exporter(Collector):
         yield self._one("hiernas_in_flight", state.in_flight)
         hold = holds(state, spent)
         yield self._each("hiernas_held", {why: why == hold for why in METRICS["hiernas_held"].labels["why"]})
-        yield self._one("hiernas_suspect_nodes", len(view.suspects))
+        yield self._one("hiernas_suspect_nodes", len(view.avoided))
         yield self._one("hiernas_in_charge", not isinstance(state.controllers[-1], Release))
         yield self._one("hiernas_claims_total", self._claims)
         yield self._one("hiernas_last_progress_timestamp_seconds", _progress(state))

@@ -22,7 +22,7 @@ SLACK_SECONDS = 5.0
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable"})
 _TOLD_TO_END = (None, 0, 128 + signal.SIGTERM, 128 + signal.SIGKILL)
 """Exit codes of a worker whose pod is deleted."""
-_BROKEN = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"})
+_BROKEN = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError", "ContainerCannotRun"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +141,8 @@ def _of_pod(pod: Object | None, code: int | None, message: str) -> tuple[EndReas
         return EndReason.MACHINE, told
     if reason and (not started or reason in ("Preempting", "NodeShutdown", "Terminated", "NodeLost", "Shutdown")):
         return EndReason.DISRUPTED, f"{reason}: {told}"  # it never ran: a node refused it, or its image did not come
+    if _text(worker, "state", "terminated", "reason") in _BROKEN:
+        return EndReason.MACHINE, _text(worker, "state", "terminated", "message") or "the node could not start the container"
     if code in _TOLD_TO_END and _text(pod, "metadata", "deletionTimestamp"):
         return EndReason.GONE, told or "its pod was deleted, by somebody else than the controller"
     if code is None or code == 0:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pipeline.executor import Job, JobStatus, Waiting, job_name
-from pipeline.trouble import avoids
+from pipeline.trouble import halted
 from search.limits import Desire, Limits
 from search.records import (
     CONTROLLER,
@@ -136,13 +136,8 @@ class View:
     """The strategy waits for an outcome before it breeds again."""
     resting: frozenset[int] = frozenset()
     """Candidates whose last attempt failed a moment ago."""
-    suspects: frozenset[str] = frozenset()
-    """Nodes on which attempts fail."""
-
-    @property
-    def nodes(self) -> set[str]:
-        """Where attempts of the run are right now."""
-        return {job.node for job in self.jobs.values() if job.node is not None and job.status is JobStatus.RUNNING}
+    avoided: tuple[str, ...] = ()
+    """Nodes on which no new attempt may run."""
 
 
 def limits_of(state: State) -> Limits:
@@ -168,7 +163,7 @@ def holds(state: State, spent_gpu_seconds: float) -> str | None:
         return None
     if state.desire in (Desire.STOP, Desire.STOP_NOW):
         return "stopped"
-    if state.totals.bugs_since_resume >= limits.max_bugs or len(state.failures) >= limits.max_failures:
+    if halted(state, limits):
         return "halted"
     if state.desire is Desire.PAUSE:
         return "paused"
@@ -193,21 +188,22 @@ def accepted(story: Story, view: View) -> tuple[int, Evaluation, str] | None:
 
 def _settle(state: State, view: View) -> Iterator[Action]:
     now = view.now or state.desire is Desire.STOP_NOW
-    over = holds(state, 0.0) in ("stopped", "halted")
+    over = view.interrupted or holds(state, 0.0) in ("stopped", "halted")
     for index, story in sorted(state.unfinished.items()):
         found = accepted(story, view) if story.outcome is None else None
         if found is not None:
             yield Accept(index, *found)
         elif (running := story.running) is not None:
-            reason = EndReason.SUPERSEDED if story.outcome is not None else _ended(story, running, view)
-            unborn = running.job not in view.jobs and view.survives  # decided, and refused by the cluster until now
-            if reason is None and (now or (over and unborn)) and running.executor != CONTROLLER:
+            reason = EndReason.SUPERSEDED if story.outcome is not None else _ended(running, view)
+            job = view.jobs.get(running.job)
+            begun = job is not None and job.status is not JobStatus.PENDING  # else it waits, or was refused until now
+            if reason is None and (now or (over and not begun)) and running.executor != CONTROLLER:
                 reason = EndReason.STOPPED
             if reason is not None:
                 yield EndAttempt(index, running.attempt, reason)
 
 
-def _ended(story: Story, attempt: Attempt, view: View) -> EndReason | None:
+def _ended(attempt: Attempt, view: View) -> EndReason | None:
     """How an open attempt without a valid evaluation ended, or None: it goes on."""
     if attempt.executor == CONTROLLER:
         # Its evaluation is the controller's own work: missing, it is written again; not valid, nothing will mend it but a new attempt.
@@ -224,7 +220,7 @@ def _ended(story: Story, attempt: Attempt, view: View) -> EndReason | None:
     if job.status is not JobStatus.ENDED:
         # What waits for settings or resources that a person has corrected since gives way to an attempt with the new ones;
         # and what waits for another node than those it avoids, to one that avoids no more than there is reason to.
-        stale = job.waits is Waiting.UNSCHEDULABLE and not set(attempt.avoid) <= set(avoids(story, view.suspects, view.nodes))
+        stale = job.waits is Waiting.UNSCHEDULABLE and not set(attempt.avoid) <= set(view.avoided)
         return EndReason.STOPPED if job.status is JobStatus.PENDING and job.waits in CURABLE and (job.outdated or other or stale) else None
     if (attempt.candidate, attempt.attempt) in view.invalid:
         return EndReason.REJECTED
@@ -274,7 +270,7 @@ def _work(state: State, view: View) -> Iterator[Action]:
         elif running is None and not held and room > 0 and index not in view.resting:
             room -= 1
             rejected = tuple(sorted(at for candidate, at in view.invalid if candidate == index and at not in story.rejected))
-            yield Dispatch(index, Why.RETRY if story.attempts else Why.FIRST, rejected, avoids(story, view.suspects, view.nodes) if view.survives else ())
+            yield Dispatch(index, Why.RETRY if story.attempts else Why.FIRST, rejected, view.avoided)
 
 
 def _breed(state: State, view: View) -> Iterator[Action]:

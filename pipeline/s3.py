@@ -132,12 +132,16 @@ class S3Store:
         def put() -> None:
             nonlocal sent
             sent += 1
-            self._put(key, data)
+            try:
+                self._put(key, data)
+            except ClientError as error:
+                sent -= _is_definite(error)
+                raise
 
         try:
             stored = self._answer_to(put, key, data)
         except _Refusal:
-            if sent > 1:  # the first try may have landed, or may land
+            if sent:  # a try that was not answered may have landed, or may land
                 self._unsettled[key] = data
             raise
         except BaseException:
@@ -284,14 +288,16 @@ class S3Store:
         for left in reversed(range(TRIES)):
             keys = self._keys
             try:
-                return request()
+                try:
+                    return request()
+                except ClientError as error:
+                    if _code(error) not in _STALE or not self._renewed(keys):
+                        raise
+                    return request()
             except ClientError as error:
-                if _code(error) in _STALE and self._renewed(keys):
-                    why: Exception = error
-                    continue
-                if _status(error) < 500 and _status(error) != 429 and _code(error) not in _UNKNOWN_CODES:
+                if _is_definite(error):
                     raise
-                why = error
+                why: Exception = error
             except (_Unsettled, BotoCoreError, HTTPError, OSError) as error:
                 why = error
                 if isinstance(error, _NO_USE):
@@ -307,7 +313,8 @@ class S3Store:
         with self._renewing:
             found = _mounted_keys()
             if found and found != self._keys:
-                self._keys, self._client = found, _client(self.url, found)
+                self._client = _client(self.url, found)  # before the keys: who sees those asks again with this
+                self._keys = found
                 log.info("the store's keys were renewed store=%s", self.url)
             return self._keys != refused
 
@@ -359,6 +366,11 @@ def _client(url: str, keys: dict[str, str]) -> Any:
 
 def _md5(data: bytes = b"") -> Any:
     return hashlib.md5(data, usedforsecurity=False)
+
+
+def _is_definite(error: ClientError) -> bool:
+    """Whether the answer says that the request has changed nothing (or, 412, what is there)."""
+    return _status(error) < 500 and _status(error) != 429 and _code(error) not in _UNKNOWN_CODES
 
 
 def _status(error: ClientError) -> int:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline.plan import holds
 from pipeline.run import RunFolder
-from pipeline.trouble import suspects
+from pipeline.trouble import failures_in_a_row, suspects
 from pipeline.words import text_change
 from search.records import OutcomeKind, Release
 from search.state import State
@@ -30,6 +30,7 @@ def summary(state: State, now: float) -> dict[str, Any]:
     return {
         "run": state.run.name,
         "state": word(state),
+        "in_charge": state.charge is not None,
         "strategy": state.run.strategy.kind,
         "evaluated": len(state.history),
         "max_evaluations": state.limits.max_evaluations if state.limits else None,
@@ -37,7 +38,7 @@ def summary(state: State, now: float) -> dict[str, Any]:
         "in_flight": state.in_flight,
         "open_attempts": state.open_attempts,
         "failed": state.totals.failed,
-        "failures_in_a_row": len(state.failures),
+        "failures_in_a_row": failures_in_a_row(state),
         "suspect_nodes": suspects(state, now) if last_claim is not None and last_claim.executor == "kubernetes" else {},
         "reused": state.totals.outcomes.get(OutcomeKind.REUSED, 0),
         "outcomes": {kind.value: count for kind, count in sorted(state.totals.outcomes.items())},

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from pipeline import snapshots
-from pipeline.codec import FOLDERS, BadRecord, decode, is_canonical, sha256
+from pipeline.codec import FOLDERS, BadRecord, decode, encode, is_canonical, sha256
 from pipeline.executor import job_name
 from pipeline.run import attempt_key, candidate_key, control_key, controller_key, end_key, evaluation_key, history_key
 from pipeline.store import BadObject, Store
@@ -120,7 +120,8 @@ def _read(store: Store, name: str, records: _Records) -> Iterator[Finding]:
             # A bad evaluation is the platform's fault and stays as evidence; any other bad record is damage.
             yield Finding(Level.NOTE if folder == "evaluations" else Level.ERROR, key, str(error))
             continue
-        if folder != "evaluations" and not is_canonical(record, data, key, records.run.run_id):
+        own = folder == "evaluations" or encode(record, key, records.run.run_id) == data
+        if not own and not is_canonical(record, data, key, records.run.run_id):
             yield _error(key, "is not in canonical form: it was written or changed by hand")
         records.digests[key] = sha256(data)
         yield from _place(records, folder, key, record)

@@ -52,9 +52,9 @@ def _run(state: State) -> Iterator[str]:
 
 def _nodes(state: State, now: float) -> Iterator[str]:
     for node, count in suspects(state, now).items():
-        last = max((end for end in state.troubles.values() if end.node == node), key=lambda end: end.stamp.at)
+        last = max((end for _, end in state.troubles.values() if end.node == node), key=lambda end: end.stamp.at)
         yield (
-            f"node {node} is avoided for a while: {count} attempts failed there within {SUSPECT_SECONDS / 60:.0f} minutes, the last "
+            f"node {node} is avoided while the run works elsewhere: {count} attempts failed there within {SUSPECT_SECONDS / 60:.0f} minutes, the last "
             f"one {last.reason.value}: {last.message} — kubectl cordon {node}, and look at its GPUs, driver and disk; `hiernas resume {state.run.name}` tries it again at once"
         )
 

@@ -386,6 +386,8 @@ class Outcome:
     previous: str | None
     """SHA-256 of the bytes of the outcome before: the last one's digest names the whole search."""
     stamp: Stamp
+    node: str | None = None
+    """Where the accepted attempt ran, as far as its job was there to tell."""
 
     def __post_init__(self) -> None:
         if (self.fitness is not None) != (self.outcome in (OutcomeKind.EVALUATED, OutcomeKind.REUSED)):

@@ -112,10 +112,12 @@ class State:
     """Requests up to and including the last that said RUN."""
     limits: Limits | None = None
     """None before the first claim."""
-    troubles: dict[tuple[int, int], End] = field(default_factory=dict)
-    """Attempts (candidate, attempt) that the platform failed."""
-    failures: dict[tuple[int, int], Stamp] = field(default_factory=dict)
-    """Those of them since a worker's evaluation was last accepted or the run last resumed, and candidates out of memory since."""
+    troubles: dict[tuple[int, int], tuple[Attempt, End]] = field(default_factory=dict)
+    """Attempts that the platform failed, by candidate and attempt."""
+    failures: dict[tuple[int, int], tuple[Attempt, Stamp]] = field(default_factory=dict)
+    """Those of them since a worker's evaluation was last accepted, and candidates out of memory since; with the stamps of their ends."""
+    well: dict[str, float] = field(default_factory=dict)
+    """Nodes from which a worker's evaluation was accepted, and when the last was, in seconds since 1970."""
     good_after: int = 0
     """Length of the history with the last accepted evaluation of a worker."""
 
@@ -158,7 +160,6 @@ class State:
             if record.desire is Desire.RUN:
                 self.resumed_at = len(self.requests)
                 self.totals.bugs_since_resume = 0
-                self._forget_failures()
 
     def candidate(self, record: Candidate) -> None:
         """Fold the next of `candidates/`."""
@@ -187,8 +188,8 @@ class State:
         if not (story.outcome and story.outcome.attempt == record.attempt):
             self._spend(record.held_seconds, record.gpu_seconds)
         if record.reason in PLATFORM:
-            self.troubles[record.candidate, record.attempt] = record
-            self._fail((record.candidate, record.attempt), record.stamp)
+            self.troubles[record.candidate, record.attempt] = story.attempts[record.attempt], record
+            self._fail(story.attempts[record.attempt], record.stamp)
         self._settle(story)
 
     def outcome(self, record: Outcome, digest: str) -> None:
@@ -228,10 +229,12 @@ class State:
             self.totals.bugs_since_resume += 1
         if record.evaluation is None:
             if record.outcome is OutcomeKind.OUT_OF_MEMORY:
-                self._fail((record.candidate, record.attempt), record.stamp)
+                self._fail(story.attempts[record.attempt], record.stamp)
         elif story.attempts[record.attempt].executor != CONTROLLER:
             self.good_after = len(self.history)
-            self._forget_failures()
+            self.failures = {place: one for place, one in self.failures.items() if one[1].after >= self.good_after}
+            if record.node is not None:
+                self.well[record.node] = max(record.stamp.at, self.well.get(record.node, 0.0))
         ended = story.ends.get(record.attempt)
         if ended is not None:  # history's figure replaces the end's
             self._spend(-ended.held_seconds, -ended.gpu_seconds)
@@ -244,15 +247,10 @@ class State:
             if self.best is None or self.best.fitness is None or record.fitness > self.best.fitness:
                 self.best = record
 
-    def _fail(self, place: tuple[int, int], stamp: Stamp) -> None:
-        """Count a failure, unless what ends the count has come after it: records may be folded in another order than they were written."""
-        if stamp.after >= self.good_after and stamp.control >= self.resumed_at:
-            self.failures[place] = stamp
-
-    def _forget_failures(self) -> None:
-        before, self.failures = self.failures, {}
-        for place, stamp in before.items():
-            self._fail(place, stamp)
+    def _fail(self, attempt: Attempt, stamp: Stamp) -> None:
+        """Note a failure, unless an evaluation has come after it: records may be folded in another order than they were written."""
+        if stamp.after >= self.good_after:
+            self.failures[attempt.candidate, attempt.attempt] = attempt, stamp
 
     def _spend(self, held_seconds: float, gpu_seconds: float) -> None:
         self.totals.held_seconds += held_seconds

@@ -49,7 +49,9 @@ def made() -> dict[str, list[dict[str, Any]]]:
     config = "run: digits\n"
     return {
         "worker.yaml": [manifest.worker_job(spec(Resources()), ORIGIN, PLAIN)],
-        "worker-full.yaml": [manifest.worker_job(spec(Resources(8, 32 * 1024**3, 3600.5, 1)), ORIGIN, FULL)],
+        "worker-full.yaml": [
+            manifest.worker_job(replace(spec(Resources(8, 32 * 1024**3, 3600.5, 1)), avoid=("node-7",), rather_not=("node-7", "node-8")), ORIGIN, FULL)
+        ],
         "controller.yaml": [
             manifest.lease("digits", "a" * 32, "s3://search/runs", "hiernas", "1.2.3"),
             manifest.config_map(config, ORIGIN, "hiernas"),
@@ -78,8 +80,10 @@ def test_an_attempt_keeps_away_from_nodes_besides_what_the_config_asks_for(own: 
     affinity = {"podAffinity": {"x": 1}} | ({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": own}}} if own else {})
     cluster = replace(PLAIN, worker_pod={"spec": {"affinity": affinity}})
     before = json.dumps(cluster.worker_pod)
-    job = manifest.worker_job(replace(spec(Resources()), avoid=("n1", "n2")), ORIGIN, cluster)
+    job = manifest.worker_job(replace(spec(Resources()), avoid=("n1", "n2"), rather_not=("n3",)), ORIGIN, cluster)
     found = job["spec"]["template"]["spec"]["affinity"]
+    (preferred,) = found["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred["preference"]["matchExpressions"] == [{"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["n3"]}]
     away = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["n1", "n2"]}
     terms = found["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
     assert terms == (

@@ -34,36 +34,22 @@ def line(site: Site, run: str, *words: str, seconds: float = 60.0) -> str:
 
 def test_a_run_whose_every_attempt_fails_halts_and_goes_on_once_mended(site: Site) -> None:
     run = "halts"
-    site.submit(run, cluster=NOWHERE, limits=LIMITS | {"max_failures": 2})
-    until("the halt", lambda: site.status(run)["state"] == "halted", 120)
-    assert "hiernas resume halts" in line(site, run, "2 attempts in a row came to nothing", "machine")
+    site.submit(run, cluster=NOWHERE, limits=LIMITS | {"workers": 2, "max_failures": 3})
+    until("the halt", lambda: site.status(run)["state"] == "halted", 180)
+    assert "hiernas resume halts" in line(site, run, "attempts in a row came to nothing", "machine")
     state = site.state(run)
-    assert [len(story.attempts) for story in state.stories] == [2]
     assert state.history == []
-    assert site.status(run)["failures_in_a_row"] == 2
+    assert {end.reason for story in state.stories for end in story.ends.values()} <= {EndReason.MACHINE, EndReason.STOPPED}
+    assert site.status(run)["failures_in_a_row"] >= 3
+    if site.own:  # one node has them all
+        (node,) = site.status(run)["suspect_nodes"]
+        line(site, run, f"node {node} is avoided while the run works elsewhere", f"kubectl cordon {node}")
     until("the end of its jobs", lambda: not site.objects("jobs", f"hiernas/run={run},app.kubernetes.io/component=worker"), 60)
     site.hiernas("resume", run, "--store", site.store_url(run))
     site.submit(run, limits=LIMITS)
     state = site.finished(run)
     assert {outcome.outcome for outcome in state.history} == {OutcomeKind.EVALUATED}
-
-
-@pytest.mark.own_cluster("it needs a cluster of one node")
-def test_a_node_that_fails_attempts_is_avoided_until_it_is_mended(site: Site) -> None:
-    run = "avoids"
-    site.submit(run, cluster=NOWHERE, limits=LIMITS | {"max_attempts": 9})
-    told = line(site, run, "is avoided for a while: 3 attempts failed there", "machine", seconds=180)
-    (node,) = site.status(run)["suspect_nodes"]
-    assert f"kubectl cordon {node}" in told
-    line(site, run, "(unschedulable)", "node affinity")  # there is no other node, and waiting is free
-    waiting = site.state(run).stories[0].attempts[-1]
-    assert waiting.avoid == (node,)
-    site.hiernas("resume", run, "--store", site.store_url(run))  # "it is mended"
-    site.submit(run, limits=LIMITS)
-    state = site.finished(run)
-    reasons = [end.reason for end in state.stories[0].ends.values()]
-    assert reasons == [EndReason.MACHINE] * 3 + [EndReason.STOPPED]
-    assert state.stories[0].attempts[-1].avoid == ()
+    assert all(outcome.node for outcome in state.history)
 
 
 @pytest.mark.own_cluster("a process is stopped on its node")

@@ -55,7 +55,7 @@ def test_gpus_that_no_node_has(site: Site) -> None:
 
 
 def test_a_pod_that_cannot_start(site: Site) -> None:
-    site.submit("no-secret", cluster=worker(envFrom=[{"secretRef": {"name": "absent"}}], resources={"requests": {"cpu": "100m"}}), **ONE)
+    site.submit("no-secret", cluster=worker(resources={"requests": {"cpu": "100m"}}) | {"worker_store_secret": "absent"}, **ONE)
     assert "cluster.store_secret" in told(site, "no-secret", "(pod)", "absent")
     remove(site, "no-secret")
 
