@@ -1,6 +1,7 @@
 """Writes docs/metrics.md from what the exporter, the alerts and the dashboard say of themselves: `make docs`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +114,14 @@ def page() -> str:
         [
             f"[{rule['alert']}](operations.md#{rule['alert'].lower()})",
             rule["labels"]["severity"],
-            rule["annotations"]["summary"].replace("{{ $labels.run }}", "…"),
+            re.sub(r"{{.*?}}", "…", rule["annotations"]["summary"]),
         ]
         for rule in rules()
         if "alert" in rule
     ]
     lines = [_HEAD, "", _METRICS, "", *table(["name", "type", "unit", "labels and their values", "meaning"], metrics)]
     lines += ["", _QUERIES, "", *table(["panel", "what it shows", "query"], queries)]
-    lines += ["", _ALERTS, "", *table(["alert", "severity", "says"], [[*row[:2], row[2].replace("{{ $value | humanizePercentage }}", "…")] for row in alerts])]
+    lines += ["", _ALERTS, "", *table(["alert", "severity", "says"], alerts)]
     return "\n".join(lines) + "\n"
 
 

@@ -51,21 +51,21 @@ from search.space import Level, Primitive, Space
 PAGE = Path(__file__).parent / "records.md"
 
 KEYS: list[tuple[str, str, str, tuple[type, ...]]] = [
-    ("run.json", "run", "`hiernas run`, once", (Run,)),
+    ("run.json", "run", "`hiernas run`, `submit`, `copy`; once", (Run,)),
     ("controllers/000003.json", "controller", "controller; `hiernas copy`", (Claim, Release)),
     ("candidates/000017.json", "candidate", "controller", (Candidate,)),
     ("attempts/000017-0.json", "attempt", "controller", (Attempt,)),
     ("evaluations/000017-0.json", "evaluation", "worker of that attempt; the controller, where it answers itself", (Metrics, Failure, Reused)),
     ("ends/000017-0.json", "end", "controller", (End,)),
     ("history/000012.json", "outcome", "controller; `hiernas copy`, where it ends", (Outcome, Moved)),
-    ("control/000003.json", "request", "`hiernas set`, `pause`, `resume`, `stop`; `hiernas run` where the config's limits were edited", (Request,)),
+    ("control/000003.json", "request", "`hiernas set`, `pause`, `resume`, `stop`; `hiernas run`, `submit` where the config's limits were edited", (Request,)),
 ]
 
 MEANINGS = {
     "Attempt.candidate": "Index of its candidate.",
     "Attempt.attempt": "Number of the attempt, from 0; k+1 is written only after the end of k.",
     "Attempt.why": "First try, or another.",
-    "Attempt.executor": "Where it runs: `processes`, `inline`, or `controller` where the controller itself answers.",
+    "Attempt.executor": "Where it runs: `processes`, `inline`, `kubernetes`, or `controller` where the controller itself answers.",
     "Attempt.job": "Name of its job.",
     "Attempt.resources": "What it may use.",
     "Attempt.stamp": "Who decided, knowing what.",
@@ -79,7 +79,7 @@ MEANINGS = {
     "Change.predecessor": "Node where the edge begins.",
     "Change.old": "Operation before; 0: no edge.",
     "Change.new": "Operation after; 0: no edge. May equal the old one (reading U3).",
-    "Claim.owner": "Place whose restarts take over silently: the same user on the same host.",
+    "Claim.owner": "Place whose restarts take over silently: the same user on the same host, the same run on the same cluster.",
     "Claim.executor": "Where its attempts run; `copy`: a `hiernas copy`, which runs none.",
     "Claim.at": "When it was written.",
     "Claim.kind": "Tells a claim from a release.",

@@ -284,7 +284,7 @@ All keys of a config: docs/config.md. What to do when something goes wrong: docs
   hiernas submit search.yaml --dry-run
 
 Again with other limits: they are asked for, like `hiernas set`. With another image or other resources: the controller is
-replaced, running workers go on. KUBECONFIG says which cluster; docs/config.md, section cluster, what is created there.""",
+replaced, running workers go on. KUBECONFIG says which cluster, --dry-run what is created there, docs/config.md, section cluster, what can be set.""",
     "ls": """
   hiernas ls
   hiernas ls --store /srv/runs --json""",
@@ -337,7 +337,8 @@ What each finding means and what to do: docs/operations.md. Exit code 4: the run
   hiernas doctor search.yaml --json
 
 A line each: ok, warning, FAILED, or unknown (no right to look), with what was found and what to do. Exit code 1: something failed.
-A few small objects stay in the store below _doctor/; --smoke leaves its records there too. What each check means: docs/operations.md.""",
+Some small objects stay in the store below _doctor/ (large ones too, where they may not be deleted), and the records of --smoke.
+What each check means: docs/operations.md.""",
     "explain": """
   hiernas explain --genotype 1.0-6.3-0-3+6.4-2.0-0-0+5.1-2.2-3-1+1.4-4.3-4-0+4.1-1.3-3-0+3.2-0.2-6-4:6.2-1.5-5-1.4-5-0-1 --draw cell.svg
 
@@ -418,7 +419,7 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for scripts")
     status.add_argument("--why", action="store_true", help="also say why something waits in the cluster, and what to do (needs a kubeconfig)")
     status.add_argument("--namespace", metavar="NAME", help="where --why looks (default: where the controller is, else hiernas)")
-    status.add_argument("--watch", action="store_true", help="again every 2 seconds until it has ended")
+    status.add_argument("--watch", action="store_true", help="look again every 2 seconds until it has ended; print what has changed")
     add("show", _show, "Tell one candidate's whole story.").add_argument("candidate", type=int, metavar="N", help="index of the candidate")
     add("set", _request(None), "Change limits of a run, while it runs or before it goes on.").add_argument(
         "changes", nargs="+", metavar="NAME=VALUE", help="for example workers=4 max_evaluations=200 max_gpu_hours=none"

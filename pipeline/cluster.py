@@ -23,7 +23,7 @@ class ClusterConfig:
     namespace: str = "hiernas"
     """Where everything of the run is created; `k8s/base` makes it ready."""
     store_secret: str | None = None
-    """Secret whose keys become environment variables of all pods, for example AWS_ACCESS_KEY_ID; renewed keys reach running pods. Null where pods have a role."""
+    """Secret whose keys become environment variables of all pods (of workers: see `worker_store_secret`), for example AWS_ACCESS_KEY_ID; renewed keys reach running pods. Null where pods have a role."""
     worker_store_secret: str | None = None
     """Secret of workers instead, where they have narrower rights (docs/security.md); null: the same."""
     environment: dict[str, str] = field(default_factory=dict)

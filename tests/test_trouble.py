@@ -327,7 +327,7 @@ class Nothing:
 
 
 @pytest.mark.parametrize(("desire", "started", "open_attempts"), [(Desire.PAUSE, 0, 1), (Desire.STOP, 0, 0)])
-def test_a_job_that_was_refused_is_not_begun_after_a_pause_or_a_stop(desire: Desire, started: int, open_attempts: int) -> None:
+def test_a_job_that_was_refused_is_not_begun_while_the_run_is_paused_or_stopped(desire: Desire, started: int, open_attempts: int) -> None:
     store = MemoryStore()
     one, cluster = begun(store, "a", "", workers=1)
     cluster.refuses = True

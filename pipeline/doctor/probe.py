@@ -1,6 +1,6 @@
 """`hiernas doctor` on a store: is it there, and does it keep its one promise, that the first write wins, when many write at once?
 
-Leaves a few small objects under `_doctor/`, a folder that no run can have: nothing is ever deleted from a store by this program.
+Leaves small objects under `_doctor/`, a folder that no run can have. Its large ones there are all that this program ever deletes from a bucket.
 """
 
 import math
