@@ -166,7 +166,7 @@ def launch_submitted(config: Config, store_url: str, metrics_port: int) -> Relea
         if isinstance(error, Unavailable):
             raise  # a restart may help
         log.error("stopped, and a restart would hardly help: %s", error)
-        tell(type(error).__name__, str(error))
+        tell(type(error).__name__, f"{error}. It looks again in {IDLE_SECONDS / 60:.0f} minutes, and at once if its pod is deleted")
         if exporter is not None:
             exporter.leave()
         if not stop.wait(IDLE_SECONDS):

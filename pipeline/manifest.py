@@ -154,7 +154,8 @@ def _with_keys(container: Object, volumes: list[Object], secret: str | None) -> 
     """The Secret as files beside the environment, which stays for whatever else is in it."""
     if secret is not None:
         container["volumeMounts"].append({"name": "store-keys", "mountPath": KEYS_FOLDER, "readOnly": True})
-        volumes.append({"name": "store-keys", "secret": {"secretName": secret, "defaultMode": 0o440}})
+        # Optional: one that is absent keeps the container from starting all the same (envFrom), and that tells why; a volume waits without a word.
+        volumes.append({"name": "store-keys", "secret": {"secretName": secret, "defaultMode": 0o440, "optional": True}})
 
 
 def _resources(resources: Resources, cluster: ClusterConfig) -> Object:

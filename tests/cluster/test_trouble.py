@@ -57,11 +57,13 @@ def test_a_controller_that_hangs_is_restarted_by_its_liveness_probe(site: Site) 
     run = "hangs"
     selector = f"hiernas/run={run},app.kubernetes.io/component=controller"
     probe = {"periodSeconds": 1, "failureThreshold": 3, "timeoutSeconds": 1}
-    pod = {"spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "controller", "livenessProbe": probe}]}}
+    probes = {"livenessProbe": probe, "startupProbe": probe | {"failureThreshold": 60}}  # liveness is looked at only once it has started
+    pod = {"spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "controller"} | probes]}}
     site.submit(run, cluster={"controller_pod": pod}, limits={"max_evaluations": 4, "workers": 1})
     until("an outcome", lambda: site.status(run)["evaluated"] > 0)
     storm = Storm(site)
     name = storm.pod(selector)
+    site.cluster.kubectl("-n", NAMESPACE, "wait", f"pod/{name}", "--for=condition=Ready", "--timeout=60s")
     storm.signal(name, signal.SIGSTOP)
     until("another claim", lambda: claims(site, run) == 2, 120)
     state = site.finished(run)
