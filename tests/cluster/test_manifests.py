@@ -120,7 +120,13 @@ def test_a_person_with_the_submitters_role_submits_changes_asks_and_removes(site
     try:
         limits = {"max_evaluations": 5, "workers": 0}  # nothing needs to run for this
         assert "its controller is started" in person.submit(RUN, limits=limits)
+        until("its claim", lambda: person.status(RUN)["max_evaluations"] == 5, 120)
+        (before,) = site.objects("jobs", f"hiernas/run={RUN}")
         assert "its controller runs as it is" in person.submit(RUN, limits=limits | {"max_evaluations": 6})
+        assert person.status(RUN)["max_evaluations"] == 6  # by a request in the store
+        assert person.state(RUN).requests[-1].changes == {"max_evaluations": 6}
+        (after,) = site.objects("jobs", f"hiernas/run={RUN}")
+        assert after["metadata"]["uid"] == before["metadata"]["uid"]
         noted = {"controller_pod": {"metadata": {"annotations": {"note": "another"}}}}
         assert "its controller is replaced" in person.submit(RUN, limits=limits, cluster=noted)
         assert not [line for line in person.why(RUN) if "cannot be read" in line]

@@ -14,7 +14,7 @@ from typing import Any
 from conftest import NAMESPACE, Own, Site, left_out, until
 
 from images import ctr
-from search.records import Claim, EndReason
+from search.records import Claim, EndReason, Release, ReleaseReason
 from search.state import State
 
 RUN = "storm"
@@ -52,6 +52,10 @@ class Storm:
 
     def claims(self) -> list[Claim]:
         return [one for one in self.state().controllers if isinstance(one, Claim)]
+
+    def released(self) -> int:
+        """How often a controller has left in good order while its workers went on."""
+        return sum(isinstance(one, Release) and one.reason is ReleaseReason.INTERRUPTED for one in self.state().controllers)
 
     def hiernas(self, *arguments: str) -> None:
         self.site.hiernas(*arguments, "--store", self.site.store_url(RUN))
@@ -147,9 +151,12 @@ def test_everything_happens_to_one_search(site: Site) -> None:
     if site.own:
         storm.replaced(lambda: storm.signal(storm.pod(CONTROLLERS), signal.SIGKILL))
         storm.replaced(lambda: storm.signal(storm.pod(CONTROLLERS), signal.SIGTERM))
+        assert storm.released() == 1
     else:
         left_out("storm: the controller's process is killed on its node")
+    released = storm.released()
     storm.replaced(lambda: storm.kubectl("delete", "pod", storm.pod(CONTROLLERS), "--wait=false"))
+    assert storm.released() == released + 1
     claims, workers = len(storm.claims()), {pod["metadata"]["name"] for pod in storm.pods(WORKERS)}
     storm.note = "second"
     assert "replaced" in storm.submit()

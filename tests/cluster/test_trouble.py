@@ -103,3 +103,23 @@ def test_keys_that_are_renewed_reach_the_controller_and_a_worker_that_runs(site:
         proxy.close()
     assert [len(story.attempts) for story in state.stories] == [1]  # nothing was done twice
     assert claims(site, run) == 1
+
+
+def test_a_run_whose_lease_is_deleted_leaves_the_cluster_and_loses_nothing(site: Site) -> None:
+    run = "leaves"
+    longer = {"recipe": {"extends": "digits-small", "steps": 60, "milestones": [40], "curve_points": 2}, "limits": {"max_evaluations": 6, "workers": 2}}
+    site.submit(run, **longer)
+    workers = f"hiernas/run={run},app.kubernetes.io/component=worker"
+    until("an outcome, and two workers that run", lambda: site.status(run)["evaluated"] > 0 and len(Storm(site).pods(workers)) == 2, 180)
+    store = site.store(run)
+    kept = {key: store.read(key) for key in store.list(f"{run}/")}
+    site.cluster.kubectl("-n", NAMESPACE, "delete", "lease", run)
+    until("the end of all of it", lambda: not site.objects("jobs,pods,configmaps,leases", f"hiernas/run={run}"), 120)
+    before = {key: store.read(key) for key in store.list(f"{run}/")}
+    assert kept.items() <= before.items()
+    new = {key.split("/")[1] for key in before.keys() - kept.keys()}
+    assert new <= {"evaluations", "history", "candidates", "attempts", "controllers", "logs"}  # no end: what was removed with the run was not deleted by hand
+    assert len(site.state(run).totals.ends) == 0
+    site.submit(run, **longer)
+    state = site.finished(run)
+    assert len(state.history) == 6

@@ -95,7 +95,7 @@ def test_a_suspended_job(site: Site) -> None:
     site.submit("suspended", recipe={"extends": "digits-small", "steps": 60, "milestones": [40], "curve_points": 2}, **ONE)
     until("its worker", lambda: site.objects("jobs", "hiernas/run=suspended,app.kubernetes.io/component=worker"), 60)
     site.cluster.kubectl("-n", NAMESPACE, "patch", "job", "suspended-c000000-a0", "-p", '{"spec":{"suspend":true}}')
-    assert "suspend" in told(site, "suspended", "(suspended)", "suspended-c000000-a0")
+    assert "kubectl patch job suspended-c000000-a0" in told(site, "suspended", "(suspended)")
     site.cluster.kubectl("-n", NAMESPACE, "patch", "job", "suspended-c000000-a0", "-p", '{"spec":{"suspend":false}}')
     state = site.finished("suspended")
     assert not state.stories[0].ends  # to be suspended costs a candidate nothing
