@@ -101,6 +101,23 @@ def test_objects_are_such_as_the_oldest_and_the_newest_kubernetes_take(source: s
             kubernetes_validate.validate(one, version, strict=True)
 
 
+def mounts() -> list[dict[str, Any]]:
+    """The pods' changes by which docs/deploy.md mounts a data set."""
+    blocks = re.findall(r"```yaml\n(cluster:.*?)```", (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8"), re.DOTALL)
+    found = [yaml.safe_load(block)["cluster"].get("worker_pod") for block in blocks]
+    return [pod for pod in found if pod is not None and "volumes" in pod["spec"]]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kind", ["persistentVolumeClaim", "csi", "image"])
+def test_data_sets_may_be_mounted_as_the_docs_say(kind: str, version: str) -> None:
+    (pod,) = [pod for pod in mounts() if kind in pod["spec"]["volumes"][0]]
+    job = worker_job(spec(Resources()), ORIGIN, replace(PLAIN, worker_pod=pod))
+    kubernetes_validate.validate(job, version, strict=True)
+    volumes = job["spec"]["template"]["spec"]["volumes"]
+    assert [sorted(volume) for volume in volumes if volume["name"] == "data"] == [sorted(["name", kind])]  # and no emptyDir beside it
+
+
 def test_a_misspelt_field_is_found() -> None:
     (job,) = golden(GOLDEN / "worker.yaml")
     job["spec"]["podFailurPolicy"] = job["spec"].pop("podFailurePolicy")
