@@ -160,7 +160,9 @@ class Api:
                 if 200 <= response.status < 300:
                     return data
                 reason, message = _told(data)
-                if response.status not in (408, 429) and response.status < 500:
+                # A quota that others use at the same time answers a creation so: nothing was created, and nothing is wrong with it.
+                contended = method == "POST" and response.status == 409 and reason == "Conflict"
+                if response.status not in (408, 429) and response.status < 500 and not contended:
                     raise ApiRefusal(response.status, reason, message or f"HTTP {response.status}")
                 why = f"HTTP {response.status} {message}".rstrip()
                 after = response.headers.get("Retry-After", "")

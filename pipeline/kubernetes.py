@@ -43,14 +43,17 @@ class KubernetesExecutor:
         self._refusals: dict[str, list[str]] = {}
         self._events_at = -EVENT_SECONDS
         self._listed_at = clock.monotonic()
+        self._looked_at = False  # what the cluster makes of a Job
 
     def start(self, spec: JobSpec) -> None:
         """See Executor."""
         body = manifest.worker_job(spec, self._origin, self._cluster)
         try:
             made = self._api.create(self._jobs_path, body)
-            if not self._known and (ignored := manifest.dropped(body["spec"], made.get("spec"))):
-                log.warning("the cluster ignores fields of worker Jobs run=%s fields=%s: is it older than 1.31?", self._origin.run, ", ".join(ignored))
+            if not self._looked_at:
+                self._looked_at = True
+                if ignored := manifest.dropped(body["spec"], made.get("spec")):
+                    log.warning("the cluster ignores fields of worker Jobs run=%s fields=%s: is it older than 1.31?", self._origin.run, ", ".join(ignored))
         except ApiRefusal as refusal:
             if refusal.reason != "AlreadyExists":
                 raise Refused(explain_refusal(refusal, self._cluster)) from refusal
@@ -168,10 +171,10 @@ class KubernetesExecutor:
 
 
 def read_refusals(api: Api, namespace: str) -> dict[str, list[str]]:
-    """Why the cluster makes no pod for a Job is told by events alone. Without the right to read them the reason stays unknown."""
+    """Why the cluster makes no pod for a Job is told by events alone. Where they cannot be read the reason stays unknown."""
     try:
         return refusals_of(api.list(path_of(namespace, "events"), fieldSelector="involvedObject.kind=Job,reason=FailedCreate"))
-    except ApiRefusal:
+    except (ApiRefusal, ExecutorUnavailable):
         return {}
 
 
