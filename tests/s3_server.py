@@ -6,6 +6,7 @@ The server is ministack (tests/requirements-servers.txt), kept in memory or, to 
 import contextlib
 import os
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -111,10 +112,11 @@ class Exchange:
 
 
 class Proxy:
-    """Passes requests to a server, each changed by `fault`."""
+    """Passes requests to a server, each changed by `fault`. `tls`: its clients speak HTTPS."""
 
-    def __init__(self, server: S3Server, fault: Fault = lambda _: None, host: str = "127.0.0.1") -> None:
-        self.fault, self.seen = fault, 0
+    def __init__(self, server: S3Server, fault: Fault = lambda _: None, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+        self.fault, self.seen, self.connections = fault, 0, 0
+        """`seen`: requests; `connections`: how many were accepted, closed ones too."""
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -172,12 +174,19 @@ class Proxy:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+            request_queue_size = 128  # no connection is lost, and so counted twice
+
+            def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+                proxy.connections += 1  # in the one thread that accepts
+                super().process_request(request, client_address)
 
             def handle_error(self, request: object, client_address: object) -> None:
                 """Connections that we reset ourselves."""
 
         self._server = Server((host, 0), Handler)
-        self.url = f"http://{host}:{self._server.server_address[1]}"
+        if tls is not None:  # the handshake is the connection's own thread's: none holds up the others
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self.url = f"{'http' if tls is None else 'https'}://{host}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         self._thread.start()
 

@@ -14,10 +14,12 @@ from bad_store import Moto, refused
 from s3_server import BUCKET, Exchange, Proxy, S3Server, environment
 
 from pipeline import doctor
+from pipeline.api import Api, ApiRefusal
 from pipeline.cli import main
 from pipeline.config import load_config
-from pipeline.doctor import capacity, checks, probe, rights, smoke
+from pipeline.doctor import capacity, checks, premises, probe, rights, smoke
 from pipeline.doctor.checks import Check, Verdict
+from pipeline.doctor.site import Site
 from pipeline.prepare import prepare_digits
 
 ROOT = Path(__file__).parent.parent
@@ -410,6 +412,181 @@ def test_some_node_must_take_a_worker(there: list[dict[str, Any]], spec: dict[st
     found = capacity.nodes(there, spec, {"cpu": 1.0, "memory": 4 * GIB, "nvidia.com/gpu": 1.0})
     assert found.verdict is verdict, found
     assert words in found.found
+
+
+# -- what the cluster is, by answers of an API server that is none
+
+
+class Answers(Api):
+    """An API server that shows these paths and answers neither reviews nor dry runs; a status instead of an answer is a refusal.
+
+    The real one: tests/cluster/test_doctor.py.
+    """
+
+    def __init__(self, known: dict[str, Any]) -> None:
+        self.address, self.headers = "https://answers", {"Date": formatdate(usegmt=True)}
+        self._known = known
+
+    def _json(self, method: str, path: str, query: dict[str, str], body: dict[str, Any] | None = None) -> dict[str, Any]:
+        harmless = method == "GET" or (method == "POST" and (path.endswith("reviews") or query.get("dryRun") == "All"))
+        assert harmless, f"{method} {path}: doctor changes nothing"
+        found = self._known.get(path, 404) if method == "GET" else 403
+        if isinstance(found, int):
+            raise ApiRefusal(found, "", f"HTTP {found}")
+        assert isinstance(found, dict)
+        return found
+
+
+def site(path: Path, known: dict[str, Any], **cluster: Any) -> Site:
+    """The demo's run, brought to a cluster that answers like that."""
+    plain = yaml.safe_load(path.read_text())
+    plain["executor"] = {"kind": "kubernetes", "memory_gib": 3, "gpus": 1}
+    plain["cluster"] = {"worker_image": "w:1", "controller_image": "c:1", "namespace": "ours"} | cluster
+    path.write_text(yaml.safe_dump(plain))
+    config = load_config(path)
+    assert config.cluster is not None
+    return Site(Answers(known), config, config.cluster, "s3://bucket/runs", None)
+
+
+def answered(site: Site, name: str) -> Check:
+    """The one check of that name, of all that is asked of the cluster."""
+    return named(list(premises.examine(site)), name)
+
+
+@pytest.mark.parametrize(
+    ("major", "minor", "verdict"),
+    [
+        ("1", "31", Verdict.OK),
+        ("1", "34+", Verdict.OK),  # as EKS and GKE write it
+        ("2", "0", Verdict.OK),
+        ("1", "30", Verdict.FAILED),
+        ("1", "9", Verdict.FAILED),  # a number, not a text: 9 comes before 31
+        ("1", "30+", Verdict.FAILED),
+        ("0", "99", Verdict.FAILED),
+    ],
+)
+def test_a_cluster_before_1_31_fails_and_nothing_within_it_is_asked_for(config: Path, major: str, minor: str, verdict: Verdict) -> None:
+    answer = {"major": major, "minor": minor, "gitVersion": f"v{major}.{minor}.4"}
+    found = list(premises.examine(site(config, {"/version": answer})))
+    told = named(found, "cluster")
+    assert told.verdict is verdict
+    assert f"v{major}.{minor}.4 at https://answers" in told.found
+    assert ("use 1.31 or newer" in told.do) is (verdict is Verdict.FAILED)
+    assert ("namespace" in {one.name for one in found}) is (verdict is Verdict.OK)
+
+
+@pytest.mark.parametrize("answer", [{}, {"major": "1"}, {"major": "", "minor": ""}, {"major": None, "minor": None}, {"major": "one", "minor": "thirty-four"}])
+def test_a_version_that_cannot_be_read_fails(config: Path, answer: dict[str, Any]) -> None:
+    found = answered(site(config, {"/version": answer}), "cluster")
+    assert found.verdict is Verdict.FAILED
+    assert "use 1.31 or newer" in found.do
+
+
+@pytest.mark.parametrize(("status", "verdict"), [(401, Verdict.FAILED), (403, Verdict.UNKNOWN), (404, Verdict.FAILED)])
+def test_a_version_that_may_not_be_read_is_told(config: Path, status: int, verdict: Verdict) -> None:
+    assert answered(site(config, {"/version": status}), "cluster").verdict is verdict
+
+
+VERSION = {"major": "1", "minor": "34", "gitVersion": "v1.34.1"}
+
+
+def namespace(level: str | None = None, phase: str = "Active") -> dict[str, Any]:
+    """Answers with a version that does, and namespace `ours`."""
+    labels = {} if level is None else {"pod-security.kubernetes.io/enforce": level}
+    return {"/version": VERSION, "/api/v1/namespaces/ours": {"metadata": {"name": "ours", "labels": labels}, "status": {"phase": phase}}}
+
+
+@pytest.mark.parametrize("level", ["restricted", "baseline", "privileged"])
+def test_the_level_of_pod_security_is_told(config: Path, level: str) -> None:
+    found = answered(site(config, namespace(level)), "namespace")
+    assert found.verdict is Verdict.OK
+    assert f"Pod Security: enforces {level}" in found.found
+
+
+def test_a_namespace_without_a_level_of_pod_security_says_so_and_what_k8s_base_does(config: Path) -> None:
+    found = answered(site(config, namespace()), "namespace")
+    assert "no level is set on it (k8s/base enforces restricted)" in found.found
+    assert "enforces None" not in found.found
+
+
+def test_a_namespace_that_is_being_deleted_fails(config: Path) -> None:
+    found = list(premises.examine(site(config, namespace(phase="Terminating"))))
+    assert (found[-1].name, found[-1].verdict) == ("namespace", Verdict.FAILED)
+    assert "is being deleted" in found[-1].found
+
+
+GROUP = "/apis/kueue.x-k8s.io"
+
+
+def kueue(served: str = "v1beta1", condition: dict[str, str] | None = None, there: bool = True) -> dict[str, Any]:
+    """Answers of a cluster with Kueue, and with LocalQueue `gpus` in our namespace."""
+    conditions = [{"type": "Other", "status": "False"}, *([{"type": "Active"} | condition] if condition else [])]
+    queue = {f"{GROUP}/{served}/namespaces/ours/localqueues/gpus": {"metadata": {"name": "gpus"}, "status": {"conditions": conditions}}} if there else {}
+    return namespace() | {GROUP: {"name": "kueue.x-k8s.io", "preferredVersion": {"groupVersion": f"kueue.x-k8s.io/{served}"}}} | queue
+
+
+INACTIVE = {"status": "False", "message": "ClusterQueue is stopped"}
+
+
+@pytest.mark.parametrize(
+    ("known", "verdict", "words"),
+    [
+        (namespace(), Verdict.FAILED, "Kueue is not installed"),
+        (kueue(there=False), Verdict.FAILED, "'gpus' is not in the namespace"),
+        (kueue(condition=INACTIVE), Verdict.FAILED, "'gpus' is not active: ClusterQueue is stopped"),
+        (kueue(condition={"status": "True"}), Verdict.OK, "'gpus' is there and active"),
+        (kueue("v1beta2", {"status": "True"}), Verdict.OK, "'gpus' is there and active"),
+        (kueue("v1beta2", INACTIVE), Verdict.FAILED, "is not active"),
+        (kueue(), Verdict.OK, "'gpus' is there"),
+        (kueue() | {GROUP: 403}, Verdict.UNKNOWN, "403"),
+    ],
+    ids=["no Kueue", "absent", "inactive", "active", "active, newer version", "inactive, newer version", "not told yet", "may not be read"],
+)
+def test_the_queue_must_be_there_and_active(config: Path, known: dict[str, Any], verdict: Verdict, words: str) -> None:
+    found = answered(site(config, known, queue="gpus"), "queue")
+    assert found.verdict is verdict, found
+    assert words in found.found
+    assert bool(found.do) is (verdict is not Verdict.OK)
+
+
+def test_without_a_queue_in_the_config_none_is_looked_for(config: Path) -> None:
+    found = premises.examine(site(config, kueue(condition=INACTIVE)))
+    assert "queue" not in {one.name for one in found}
+
+
+# -- which pools the smoke test is tried on
+
+
+EKS, KARPENTER = "eks.amazonaws.com/nodegroup", "karpenter.sh/nodepool"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "pools"),
+    [
+        (
+            [node("a", labels={EKS: "on-demand"}), node("b", labels={KARPENTER: "spot"}), node("c", labels={KARPENTER: "spot"})],
+            [(EKS, "on-demand"), (KARPENTER, "spot")],
+        ),
+        ([node("a", labels={EKS: "gpus"}), node("b", labels={EKS: "small"}, **{"nvidia.com/gpu": "0"})], [(EKS, "gpus")]),
+        (
+            [node("a", labels={EKS: "gpus"}), node("b", labels={EKS: "tainted"}, taint="theirs"), node("c", ready="False", labels={EKS: "down"})],
+            [(EKS, "gpus")],
+        ),
+        ([node("a", labels={EKS: "gpus"}), node("b")], [(EKS, "gpus")]),
+        ([node("a"), node("b")], [None]),
+        ([node("a", labels={EKS: "small"}, memory="1Gi")], [None]),
+        ([], [None]),
+    ],
+    ids=["two", "one without GPUs", "one tainted, one down", "a node in none", "nodes in none", "none that has room", "no nodes"],
+)
+def test_smoke_tries_each_pool_that_can_take_a_worker(config: Path, nodes: list[dict[str, Any]], pools: list[smoke.Pool]) -> None:
+    here = site(config, {"/api/v1/nodes": {"items": nodes}})
+    assert smoke._pools(here.api, here.config) == pools
+
+
+def test_smoke_tries_once_where_nodes_may_not_be_read(config: Path) -> None:
+    here = site(config, {"/api/v1/nodes": 403})
+    assert smoke._pools(here.api, here.config) == [None]
 
 
 # -- rights

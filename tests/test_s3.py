@@ -233,6 +233,7 @@ def test_many_reads_come_in_order_and_keep_few_connections(proxy: Proxy) -> None
     assert list(read_many(store, keys)) == [key.encode() for key in keys]
     with pytest.raises(KeyError):
         list(read_many(store, [*keys, "x/absent"]))
+    assert 1 < proxy.connections <= s3_module.PARALLEL + 1
 
 
 def test_a_file_is_put_once_and_comes_whole_through_faults(proxy: Proxy, tmp_path: Path) -> None:
