@@ -386,6 +386,9 @@ def _explain(error: Exception) -> str:
         case NoCredentialsError():
             return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role (IRSA, Pod Identity)"
         case SSLError():
+            bundle = os.environ.get("AWS_CA_BUNDLE")
+            if bundle and not Path(bundle).is_file():
+                return f"AWS_CA_BUNDLE names {bundle}, which is no file here"
             return f"its certificate is not trusted ({error}); give the CA's file in AWS_CA_BUNDLE"
         case EndpointConnectionError():
             return f"{error}; is the address right (AWS_ENDPOINT_URL) and the server up?"

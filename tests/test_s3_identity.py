@@ -103,6 +103,13 @@ def test_a_certificate_of_an_unknown_authority_is_refused_at_once_with_what_to_d
         assert (proxy.connections, passed) == (1, [])  # asking again does not help, and nothing was told to a stranger
 
 
+def test_a_file_of_authorities_that_is_not_there_is_named(s3_server: S3Server, authority: tuple[Path, ssl.SSLContext], tmp_path: Path) -> None:
+    with watched(s3_server, authority[1]):
+        os.environ["AWS_CA_BUNDLE"] = str(tmp_path / "absent.pem")
+        with pytest.raises((StoreUnavailable, OSError), match=r"absent\.pem, which is no file here"):
+            S3Store(BUCKET, "untrusted")
+
+
 def test_an_own_authoritys_certificate_is_accepted_by_its_file(s3_server: S3Server, authority: tuple[Path, ssl.SSLContext], tmp_path: Path) -> None:
     with watched(s3_server, authority[1]) as (proxy, passed):
         os.environ["AWS_CA_BUNDLE"] = str(authority[0])
