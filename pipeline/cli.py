@@ -18,6 +18,7 @@ from pipeline.status import story, summary
 from pipeline.store import Store, address, open_store
 from search.limits import Desire
 from search.records import RUN_NAME, ReleaseReason
+from search.state import State
 
 DEFAULT_STORE = "runs"
 
@@ -117,8 +118,9 @@ def _status(arguments: argparse.Namespace) -> int:
     folder = _folder(arguments)
     before: object = None
     while True:
-        found = summary(folder.load(), time.time())
-        reasons = _reasons(folder, arguments.namespace) if arguments.why else []
+        state = folder.load()
+        found = summary(state, time.time())
+        reasons = _reasons(state, arguments.namespace) if arguments.why else []
         if (found, reasons) != before:
             if arguments.json:
                 print(json.dumps(found), flush=True)
@@ -132,14 +134,13 @@ def _status(arguments: argparse.Namespace) -> int:
         time.sleep(2)
 
 
-def _reasons(folder: RunFolder, namespace: str | None) -> list[str]:
+def _reasons(state: State, namespace: str | None) -> list[str]:
     try:
         from pipeline.api import Api
         from pipeline.labels import namespace_of
         from pipeline.why import why
     except ModuleNotFoundError as error:
         raise ConfigError(f"--why needs the package {error.name!r}; install hiernas[cluster]") from error
-    state = folder.load()
     of_pod = namespace_of(state.last_claim.owner) if state.last_claim is not None else None
     return why(state, namespace or of_pod or "hiernas", Api(), time.time())
 

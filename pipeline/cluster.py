@@ -71,18 +71,21 @@ class ClusterConfig:
                 raise ValueError(f"environment has {name!r}; allowed: names of variables, letters, digits and '_'")
             if name in _SECRET_VARIABLES:
                 raise ValueError(f"environment has {name}: secrets do not belong into a config; put it into a Secret and name that in store_secret")
-        if self.store_secret is not None and self.worker_store_secret is None and _has_secret(self.worker_pod):
-            raise ValueError("worker_pod gives the worker a Secret in envFrom: name it in worker_store_secret instead, or workers get that of store_secret too")
         for name in ("worker_pod", "controller_pod"):
             if unknown := getattr(self, name).keys() - {"metadata", "spec"}:
                 raise ValueError(f"{name} has {', '.join(sorted(unknown))}; allowed: metadata, spec")
             if any(not isinstance(value, dict) for value in getattr(self, name).values()):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: metadata and spec as mappings")
+        if self.store_secret is not None and self.worker_store_secret is None and _has_secret(self.worker_pod):
+            raise ValueError("worker_pod gives the worker a Secret in envFrom: name it in worker_store_secret instead, or workers get that of store_secret too")
 
 
 def _has_secret(pod: dict[str, Any]) -> bool:
-    """Whether what is laid over a worker's pod takes its environment from a Secret; anything that is no pod is judged elsewhere."""
-    spec = pod.get("spec")
-    containers = spec.get("containers") if isinstance(spec, dict) else None
-    sources = [one.get("envFrom") for one in containers or [] if isinstance(one, dict) and one.get("name") == "worker"] if isinstance(containers, list) else []
-    return any("secretRef" in one for source in sources if isinstance(source, list) for one in source if isinstance(one, dict))
+    """Whether what is laid over a worker's pod takes its environment from a Secret."""
+    workers = [one for one in _mappings(pod.get("spec", {}).get("containers")) if one.get("name") == "worker"]
+    return any("secretRef" in source for one in workers for source in _mappings(one.get("envFrom")))
+
+
+def _mappings(value: Any) -> list[dict[str, Any]]:
+    """Those in a list; whatever else a person wrote there, the API server judges."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []

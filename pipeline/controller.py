@@ -281,6 +281,7 @@ class Controller:
         view = self.observe()
         try:
             for _ in range(STAGES):
+                self._refresh(view)
                 actions = plan.plan(self.state, view)
                 if not actions:
                     break
@@ -312,10 +313,7 @@ class Controller:
         view = self._view(jobs)
         if not self.executor.survives:
             view.interrupted, view.now = self.interrupts > 0, self.interrupts > 1
-        now = self.clock.monotonic()
-        view.refused = now < self._probe_at
-        self._rests = {index: until for index, until in self._rests.items() if now < until}
-        view.resting, view.avoided = frozenset(self._rests), self._avoided(jobs)
+        view.refused = self.clock.monotonic() < self._probe_at
         for story in self.state.unfinished.values():
             if story.outcome is None and story.attempts and (self._fresh or self._ended_or_vanished(story, jobs)):
                 self._read_evaluations(story, view)
@@ -405,10 +403,8 @@ class Controller:
         story = self.state.stories[action.candidate]
         attempt = story.attempts[action.attempt]
         kind, fitness, seconds = _result(action.evaluation)
-        job = view.jobs.get(attempt.job)
-        ended = story.ends.get(action.attempt)
-        held = job.held_seconds if job is not None else ended.held_seconds if ended is not None else seconds
-        node = job.node if job is not None else ended.node if ended is not None else None
+        ran = view.jobs.get(attempt.job) or story.ends.get(action.attempt)
+        held, node = (ran.held_seconds, ran.node) if ran is not None else (seconds, None)
         self._record_outcome(story, action.attempt, kind, fitness, held, attempt.resources.gpus, action.digest, node)
         self._accepted = True
 
@@ -431,8 +427,6 @@ class Controller:
         self._write(end_key(action.candidate, action.attempt), end)
         self.state.end(end)
         self._rest(story)
-        view.resting = frozenset(self._rests)
-        view.avoided = self._avoided(view.jobs)
         log.info("attempt ended run=%s candidate=%d attempt=%d reason=%s", self.folder.name, action.candidate, action.attempt, action.reason.value)
 
     def _rest(self, story: Story) -> None:
@@ -442,10 +436,14 @@ class Controller:
             ago = self.clock.now() - story.ends[len(story.attempts) - 1].stamp.at
             self._rests[story.candidate.index] = self.clock.monotonic() + min(pause, max(0.0, pause - ago))
 
-    def _avoided(self, jobs: dict[str, Job]) -> tuple[str, ...]:
-        """Nodes to avoid; this machine cannot avoid itself."""
-        running = {job.node for job in jobs.values() if job.node is not None and job.status is JobStatus.RUNNING}
-        return trouble.avoided(self.state, running, self.clock.now()) if self.executor.survives else ()
+    def _refresh(self, view: plan.View) -> None:
+        """What failed up to now, where the next stage is planned: who rests, which nodes are avoided. This machine cannot avoid itself."""
+        now = self.clock.monotonic()
+        self._rests = {index: until for index, until in self._rests.items() if now < until}
+        view.resting = frozenset(self._rests)
+        if self.executor.survives:
+            running = {job.node for job in view.jobs.values() if job.node is not None and job.status is JobStatus.RUNNING}
+            view.avoided = trouble.avoided(self.state, running, self.clock.now())
 
     def _dispatch(self, action: plan.Dispatch, view: plan.View) -> None:
         story = self.state.stories[action.candidate]
@@ -475,7 +473,7 @@ class Controller:
 
     @property
     def _batch(self) -> int:
-        """How many jobs are created or deleted at a time: some for each of an executor's connections, and never for longer than a look may wait."""
+        """How many jobs are created or deleted at a time: some for each of an executor's connections; where it has one, each is begun once it is decided."""
         return 1 if self.executor.parallel == 1 else 4 * self.executor.parallel
 
     def _ask(self, view: plan.View) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline import labels
 from pipeline.cluster import ClusterConfig
 from pipeline.executor import JobSpec
+from pipeline.store import KEYS_VARIABLE
 from search.records import Resources
 
 Object = dict[str, Any]
@@ -17,7 +18,6 @@ DATA_ROOT = "/data"
 CONFIG_FOLDER = "/etc/hiernas"
 KEYS_FOLDER = "/var/run/hiernas/store"
 """Where the store's Secret is mounted: keys that are renewed there reach a running process, unlike those in its environment."""
-KEYS_VARIABLE = "HIERNAS_STORE_CREDENTIALS"
 METRICS_PORT = 9090
 LEASE_VARIABLE, POD_VARIABLE = "HIERNAS_LEASE_UID", "HIERNAS_POD_UID"
 """By which a controller learns in which pod it is, and under which Lease."""

@@ -37,7 +37,7 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError
 
 from pipeline.errors import ConfigError, StoreUnavailable
-from pipeline.store import MAX_OBJECT_BYTES, check_key, check_size, is_key
+from pipeline.store import KEYS_VARIABLE, MAX_OBJECT_BYTES, check_key, check_size, is_key
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 20.0
 TRIES = 4
@@ -50,8 +50,6 @@ PART_BYTES = 1024 * 1024
 """Of a file, read at once."""
 PROBE = "create-only"
 """Object that a store is asked to overwrite before a search trusts it."""
-CREDENTIALS_FOLDER = "HIERNAS_STORE_CREDENTIALS"
-"""Variable that names a folder with keys as files: a Secret as a volume. An environment stays as it was when a process began, a volume is renewed."""
 _FILES = {"AWS_ACCESS_KEY_ID": "aws_access_key_id", "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key", "AWS_SESSION_TOKEN": "aws_session_token"}
 _STALE = frozenset({"AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired", "403"})
 """What a store says to keys that it does not take any more."""
@@ -331,7 +329,7 @@ _NO_USE = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError
 
 def _mounted_keys() -> dict[str, str]:
     """Keys from the mounted folder, as boto3 names them; empty where there is none, or not both halves of a key."""
-    folder = os.environ.get(CREDENTIALS_FOLDER)
+    folder = os.environ.get(KEYS_VARIABLE)
     found: dict[str, str] = {}
     for file, name in _FILES.items() if folder else ():
         try:

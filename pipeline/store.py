@@ -16,6 +16,8 @@ from pipeline.errors import ConfigError, HiernasError
 
 MAX_OBJECT_BYTES = 16 * 1024 * 1024
 """Larger objects are refused, both ways. A record has some kilobytes."""
+KEYS_VARIABLE = "HIERNAS_STORE_CREDENTIALS"
+"""Variable that names a folder with a store's keys as files: a Secret as a volume. An environment stays as it was when a process began, a volume is renewed."""
 MAX_PREFIX_LENGTH = 400
 """Of a store within a bucket: S3's keys have at most 1,024 bytes."""
 Item = TypeVar("Item")

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
@@ -111,6 +111,22 @@ class Exchange:
         """Seconds before the answer."""
 
 
+class Listener:
+    """A server that answers in a thread of its own until it is closed."""
+
+    def __init__(self, server: HTTPServer, scheme: str = "http") -> None:
+        self._server = server
+        self.url = f"{scheme}://{server.server_address[0]}:{server.server_port}"
+        self._thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
 class Proxy:
     """Passes requests to a server, each changed by `fault`. `tls`: its clients speak HTTPS."""
 
@@ -183,15 +199,8 @@ class Proxy:
             def handle_error(self, request: object, client_address: object) -> None:
                 """Connections that we reset ourselves."""
 
-        self._server = Server((host, 0), Handler)
+        own = Server((host, 0), Handler)
         if tls is not None:  # the handshake is the connection's own thread's: none holds up the others
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
-        self.url = f"{'http' if tls is None else 'https'}://{host}:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+            own.socket = tls.wrap_socket(own.socket, server_side=True, do_handshake_on_connect=False)
+        listener = Listener(own, "http" if tls is None else "https")
+        self.url, self.close = listener.url, listener.close

@@ -1,5 +1,6 @@
 """The Kubernetes executor over an API server that is small, ours, and reached by the real client. tests/cluster asks real servers the same."""
 
+import contextlib
 import copy
 import json
 import logging
@@ -15,6 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import yaml
+from s3_server import Listener
 from test_manifest import ORIGIN, PLAIN
 
 from pipeline import api as api_module
@@ -211,22 +213,18 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     found.put("leases", manifest.lease(ORIGIN.run, ORIGIN.run_id, ORIGIN.store, PLAIN.namespace, "1"), ORIGIN.lease_uid)
     for name in ("KUBERNETES_SERVICE_HOST", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler(found)) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with contextlib.closing(Listener(ThreadingHTTPServer(("127.0.0.1", 0), handler(found)))) as listener:
         config = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-            "clusters": [{"name": "test", "cluster": {"server": f"http://127.0.0.1:{server.server_address[1]}"}}],
+            "clusters": [{"name": "test", "cluster": {"server": listener.url}}],
             "users": [{"name": "test", "user": {"token": TOKEN}}],
         }
         (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         yield found
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

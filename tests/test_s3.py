@@ -17,7 +17,7 @@ from small_run import check_finished, controller, work
 from pipeline import s3 as s3_module
 from pipeline.errors import ConfigError, StoreUnavailable
 from pipeline.s3 import S3Store
-from pipeline.store import MAX_OBJECT_BYTES, BadObject, Store, open_store, read_many
+from pipeline.store import KEYS_VARIABLE, MAX_OBJECT_BYTES, BadObject, Store, open_store, read_many
 from search.limits import Limits
 
 COUNT = 8
@@ -315,7 +315,7 @@ def test_renewed_keys_reach_a_store_that_is_in_use(proxy: Proxy, monkeypatch: py
             (tmp_path / name).write_text(value)
 
     mount("FIRST")
-    monkeypatch.setenv(s3_module.CREDENTIALS_FOLDER, str(tmp_path))
+    monkeypatch.setenv(KEYS_VARIABLE, str(tmp_path))
     proxy.fault = check
     store = fresh()
     store.create("a", b"1")

@@ -5,7 +5,6 @@ import os
 import secrets
 import ssl
 import subprocess
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +13,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from s3_server import BUCKET, Exchange, Proxy, S3Server, environment
+from s3_server import BUCKET, Exchange, Listener, Proxy, S3Server, environment
 
 from pipeline import s3 as s3_module
 from pipeline.errors import StoreUnavailable
 from pipeline.s3 import S3Store
+from pipeline.store import KEYS_VARIABLE
 
 ROLE = "arn:aws:iam::123456789012:role/hiernas"
 TOKEN = "token-of-the-service-account"
@@ -29,7 +29,7 @@ STRANGE = ("x-amz-checksum-", "x-amz-trailer", "x-amz-sdk-checksum-", "transfer-
 @pytest.fixture(autouse=True)
 def _nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Certificates and keys that this machine has for other ends; AWS_* sets environment() aside."""
-    for name in ("REQUESTS_CA_BUNDLE", s3_module.CREDENTIALS_FOLDER):
+    for name in ("REQUESTS_CA_BUNDLE", KEYS_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(s3_module, "PAUSE_SECONDS", 0.001)
 
@@ -151,16 +151,8 @@ class Issuer:
             def log_message(self, format: str, *args: object) -> None:
                 """Quiet."""
 
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        listener = Listener(HTTPServer(("127.0.0.1", 0), Handler))
+        self.url, self.close = listener.url, listener.close
 
 
 def become(way: str, issuer: Issuer, token: Path) -> None:
