@@ -19,6 +19,7 @@ from pipeline.executor import Job, JobSpec, JobStatus, Refused
 
 Object = dict[str, Any]
 log = logging.getLogger("hiernas.kubernetes")
+_OBSTACLES = frozenset({"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"})
 EVENT_SECONDS = 15.0
 """How often events are read while jobs wait without a pod."""
 
@@ -178,8 +179,17 @@ def read_refusals(api: Api, namespace: str) -> dict[str, list[str]]:
         return {}
 
 
+def read_obstacles(api: Api, namespace: str) -> dict[str, str]:
+    """What keeps pods from starting on their nodes, under their UIDs: their own status says nothing of a volume or a network that cannot be had."""
+    try:
+        events = api.list(path_of(namespace, "events"), fieldSelector="involvedObject.kind=Pod,type=Warning")
+    except (ApiRefusal, ExecutorUnavailable):
+        return {}
+    return {uid: messages[-1] for uid, messages in refusals_of([one for one in events if one.get("reason") in _OBSTACLES]).items()}
+
+
 def refusals_of(events: Sequence[Object]) -> dict[str, list[str]]:
-    """Messages of FailedCreate events under the UID of their Job, the newest last."""
+    """Messages of events under the UID of their object, the newest last."""
     found: dict[str, list[str]] = {}
     for event in sorted(events, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or "")):
         found.setdefault(str((event.get("involvedObject") or {}).get("uid")), []).append(str(event.get("message") or ""))

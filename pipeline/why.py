@@ -1,13 +1,13 @@
 """`hiernas status --why`: why something waits, a line each, with what to do. Reads the cluster by the caller's own rights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pipeline import labels, observe
 from pipeline.api import Api, ApiRefusal, path_of
 from pipeline.executor import Job, JobStatus, Waiting
-from pipeline.kubernetes import read_refusals
+from pipeline.kubernetes import read_obstacles, read_refusals
 from pipeline.plan import holds
 from pipeline.trouble import SUSPECT_SECONDS, halted_by, suspects
 from search.records import Release, ReleaseReason
@@ -80,7 +80,7 @@ def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
     if not pods:
         yield f"the controller has no pod: {refusals[-1] if refusals else 'it is not created yet'}" + (f" — {_ADVICE[Waiting.ADMISSION]}" if refusals else "")
         return
-    seen = observe.job(job, observe.newest(pods), 0.0, 1e9, observe.Seen())
+    seen = _see(job, pods, 0.0, [], read_obstacles(api, namespace))
     if seen.status is JobStatus.PENDING and seen.waits is not None and (seen.waits is not Waiting.STARTING or not observe.restarts(pods[0])):
         yield f"the controller waits ({seen.waits}): {seen.message} — {_advice(seen, state.run.name).replace('worker', 'controller')}"
     elif seen.status is not JobStatus.RUNNING and (crash := observe.restarts(pods[0])):
@@ -106,12 +106,9 @@ def _jobs(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
     except ApiRefusal as refusal:
         yield _may_not(refusal)
         return
-    refusals = read_refusals(api, namespace)
+    refusals, obstacles = read_refusals(api, namespace), read_obstacles(api, namespace)
     uids = {str(one["metadata"]["name"]): str(one["metadata"]["uid"]) for one in jobs}
-    seen = [
-        observe.job(one, observe.newest(pods.get(uid, [])), now, 1e9, observe.Seen(), refusals.get(uid, ()))
-        for one, uid in zip(jobs, uids.values(), strict=True)
-    ]
+    seen = [_see(one, pods.get(uid, []), now, refusals.get(uid, []), obstacles) for one, uid in zip(jobs, uids.values(), strict=True)]
     waiting = [job for job in seen if job.status is JobStatus.PENDING]
     if any(job.waits is Waiting.SUSPENDED for job in waiting):
         queued = _queued(namespace, api)
@@ -125,6 +122,15 @@ def _jobs(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
     absent = sorted(set(missing) - {job.name for job in seen})
     if absent:
         yield f"{len(absent)} attempt{'s' if len(absent) > 1 else ''} without a job, for example {absent[0]}: the controller creates it (again) as soon as it may"
+
+
+def _see(found: Object, pods: Sequence[Object], now: float, refusals: Sequence[str], obstacles: Mapping[str, str]) -> Job:
+    """One job, and of a pod that does not start on its node also what the node says."""
+    newest = observe.newest(pods)
+    job = observe.job(found, newest, now, 1e9, observe.Seen(), refusals)
+    if job.waits is not Waiting.STARTING or newest is None or observe.restarts(newest) or newest["metadata"]["uid"] not in obstacles:
+        return job
+    return replace(job, waits=Waiting.POD, message=obstacles[newest["metadata"]["uid"]])
 
 
 def _queued(namespace: str, api: Api) -> dict[str, str]:

@@ -505,14 +505,47 @@ def test_the_level_of_pod_security_is_told(config: Path, level: str) -> None:
 
 def test_a_namespace_without_a_level_of_pod_security_says_so_and_what_k8s_base_does(config: Path) -> None:
     found = answered(site(config, namespace()), "namespace")
-    assert "no level is set on it (k8s/base enforces restricted)" in found.found
-    assert "enforces None" not in found.found
+    assert found.verdict is Verdict.WARNING
+    assert "no level is set on it" in found.found
+    assert found.do == "kubectl label namespace ours pod-security.kubernetes.io/enforce=restricted, as k8s/base does"
 
 
 def test_a_namespace_that_is_being_deleted_fails(config: Path) -> None:
     found = list(premises.examine(site(config, namespace(phase="Terminating"))))
     assert (found[-1].name, found[-1].verdict) == ("namespace", Verdict.FAILED)
     assert "is being deleted" in found[-1].found
+
+
+def test_every_object_that_a_pod_names_is_looked_for_but_what_it_can_do_without(config: Path) -> None:
+    key = {"key": "k"}
+    pod = {
+        "volumes": [
+            {"name": "a", "secret": {"secretName": "in-volume"}},
+            {
+                "name": "b",
+                "projected": {"sources": [{"secret": {"name": "projected"}}, {"configMap": {"name": "config"}}, {"serviceAccountToken": {"path": "t"}}]},
+            },
+            {"name": "c", "secret": {"secretName": "optional-1", "optional": True}},
+        ],
+        "containers": [
+            {
+                "name": "worker",
+                "env": [
+                    {"name": "A", "valueFrom": {"secretKeyRef": key | {"name": "variable"}}},
+                    {"name": "B", "valueFrom": {"configMapKeyRef": key | {"name": "there"}}},
+                    {"name": "C", "valueFrom": {"secretKeyRef": key | {"name": "optional-2", "optional": True}}},
+                    {"name": "D", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+                    {"name": "E", "value": "plain"},
+                ],
+                "envFrom": [{"configMapRef": {"name": "whole"}}],
+            }
+        ],
+    }
+    known = namespace("restricted") | {"/api/v1/namespaces/ours/configmaps/there": {"metadata": {"name": "there"}}}
+    found = premises.examine(site(config, known, worker_pod={"spec": pod}, store_secret="store", worker_store_secret="theirs"))
+    told = {one.name: one.verdict for one in found if one.name.startswith(("secret ", "config map "))}
+    absent = ("secret 'in-volume'", "secret 'projected'", "secret 'variable'", "config map 'config'", "config map 'whole'")
+    assert told == dict.fromkeys(absent, Verdict.FAILED) | {"config map 'there'": Verdict.OK}
 
 
 GROUP = "/apis/kueue.x-k8s.io"
@@ -537,10 +570,11 @@ INACTIVE = {"status": "False", "message": "ClusterQueue is stopped"}
         (kueue(condition={"status": "True"}), Verdict.OK, "'gpus' is there and active"),
         (kueue("v1beta2", {"status": "True"}), Verdict.OK, "'gpus' is there and active"),
         (kueue("v1beta2", INACTIVE), Verdict.FAILED, "is not active"),
-        (kueue(), Verdict.OK, "'gpus' is there"),
+        (kueue(condition={"status": "Unknown", "message": "ClusterQueue is not ready"}), Verdict.WARNING, "not known to be active: ClusterQueue is not ready"),
+        (kueue(), Verdict.WARNING, "'gpus' is there, but not known to be active"),
         (kueue() | {GROUP: 403}, Verdict.UNKNOWN, "403"),
     ],
-    ids=["no Kueue", "absent", "inactive", "active", "active, newer version", "inactive, newer version", "not told yet", "may not be read"],
+    ids=["no Kueue", "absent", "inactive", "active", "active, newer version", "inactive, newer version", "unknown", "not told yet", "may not be read"],
 )
 def test_the_queue_must_be_there_and_active(config: Path, known: dict[str, Any], verdict: Verdict, words: str) -> None:
     found = answered(site(config, known, queue="gpus"), "queue")

@@ -24,6 +24,7 @@ _REFERENCE = re.compile(
 _WARNING = re.compile(r'\d{3} \S+ "((?:\\.|[^"\\])*)"')
 _ROLES = ("eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id")
 """Annotations by which a service account gets a cloud's identity."""
+_LEVEL = "pod-security.kubernetes.io/enforce"
 _LOOPBACK = re.compile(r"https?://(localhost|127\.|\[::1\])")
 
 
@@ -85,10 +86,15 @@ def _namespace(site: Site) -> Iterator[Check]:
     elif (found.get("status") or {}).get("phase") == "Terminating":
         yield checks.failed("namespace", f"{namespace!r} is being deleted", "wait until it is gone, then apply k8s/base; the rest was not looked at")
     else:
-        level = (found["metadata"].get("labels") or {}).get("pod-security.kubernetes.io/enforce")
-        yield checks.ok(
-            "namespace", f"{namespace!r} is there; Pod Security: {f'enforces {level}' if level else 'no level is set on it (k8s/base enforces restricted)'}"
-        )
+        level = (found["metadata"].get("labels") or {}).get(_LEVEL)
+        if level is None:
+            yield checks.warning(
+                "namespace",
+                f"{namespace!r} is there; Pod Security: no level is set on it, so unless the cluster has another rule pods may do anything to their node",
+                f"kubectl label namespace {namespace} {_LEVEL}=restricted, as k8s/base does",
+            )
+        else:
+            yield checks.ok("namespace", f"{namespace!r} is there; Pod Security: enforces {level}")
 
 
 def _images(site: Site) -> Iterator[Check]:
@@ -195,11 +201,13 @@ def _lease(site: Site) -> Iterator[Check]:
 
 
 def _references(site: Site) -> Iterator[Check]:
-    """Objects that the pods name: classes, claims, secrets and configs of volumes."""
+    """Objects that the pods name: classes, claims, secrets and configs of volumes and variables."""
     wanted: dict[str, str] = {}
     for job in (site.worker(), site.controller()):
         wanted |= dict(_named(job["spec"]["template"]["spec"], site.core))
     wanted.pop(f"config map {labels.controller_name(site.config.run)!r}", None)  # submit makes it
+    for name in (site.cluster.store_secret, site.cluster.worker_store_secret):
+        wanted.pop(f"secret {name!r}", None)  # has a check of its own
     for what, path in wanted.items():
         try:
             there = site.api.find(path)
@@ -221,15 +229,27 @@ def _named(pod: Object, core: str) -> Iterator[tuple[str, str]]:
         yield f"runtime class {name!r}", f"/apis/node.k8s.io/v1/runtimeclasses/{name}"
     for one in pod.get("imagePullSecrets") or []:
         yield f"pull secret {one['name']!r}", f"{core}/secrets/{one['name']}"
-    for volume in pod.get("volumes") or []:
-        for kind, key, what in (
-            ("persistentVolumeClaim", "claimName", "volume claim"),
-            ("configMap", "name", "config map"),
-            ("secret", "secretName", "secret"),
-        ):
-            one = volume.get(kind) or {}
-            if one.get(key) and not one.get("optional"):
-                yield f"{what} {one[key]!r}", f"{core}/{kind.lower()}s/{one[key]}"
+    volumes = pod.get("volumes") or []
+    sources = [*volumes, *(source for volume in volumes for source in (volume.get("projected") or {}).get("sources") or [])]
+    for source in sources:
+        yield from _referred(source, core, ("persistentVolumeClaim", "claimName", "volume claim"), ("configMap", "name", "config map"))
+        yield from _referred(source, core, ("secret", "secretName", "secret"), ("secret", "name", "secret"))
+    for container in [*(pod.get("initContainers") or []), *(pod.get("containers") or [])]:
+        for variable in container.get("env") or []:
+            given = variable.get("valueFrom") or {}
+            yield from _referred(given, core, ("configMapKeyRef", "name", "config map"), ("secretKeyRef", "name", "secret"))
+        for given in container.get("envFrom") or []:
+            yield from _referred(given, core, ("configMapRef", "name", "config map"), ("secretRef", "name", "secret"))
+
+
+_PATHS = {"volume claim": "persistentvolumeclaims", "config map": "configmaps", "secret": "secrets"}
+
+
+def _referred(source: Object, core: str, *known: tuple[str, str, str]) -> Iterator[tuple[str, str]]:
+    for kind, key, what in known:
+        one = source.get(kind) or {}
+        if one.get(key) and not one.get("optional"):
+            yield f"{what} {one[key]!r}", f"{core}/{_PATHS[what]}/{one[key]}"
 
 
 # -- room
@@ -267,12 +287,18 @@ def _queue(site: Site) -> Iterator[Check]:
         yield checks.failed("queue", f"LocalQueue {name!r} is not in the namespace", "make it, or correct cluster.queue")
         return
     active: Object = next((one for one in (found.get("status") or {}).get("conditions") or [] if one.get("type") == "Active"), {})
-    if active.get("status") == "False":
+    if active.get("status") == "True":
+        yield checks.ok("queue", f"LocalQueue {name!r} is there and active")
+    elif active.get("status") == "False":
         yield checks.failed(
             "queue", f"LocalQueue {name!r} is not active: {active.get('message')}", "see its ClusterQueue: Jobs stay suspended until it is active"
         )
     else:
-        yield checks.ok("queue", f"LocalQueue {name!r} is there and active" if active else f"LocalQueue {name!r} is there")
+        yield checks.warning(
+            "queue",
+            f"LocalQueue {name!r} is there, but not known to be active{': ' + str(active['message']) if active.get('message') else ''}",
+            "is Kueue's controller running, and is its ClusterQueue there? Jobs stay suspended until the queue is active",
+        )
 
 
 # -- dry runs: admission answers now instead of in the middle of a search

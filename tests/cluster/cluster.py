@@ -25,7 +25,21 @@ from facts import CONTROL_PLANE, NODE_ADDRESS, Facts, choose_ports
 from processes import ClusterError, Processes, kill_cgroup, make_cgroup, wait_until
 
 COMPONENTS = (*CONTROL_PLANE, "containerd", "kubelet")
-PACKAGES = ("containerd", "runc", "containernetworking-plugins", "iproute2", "openssl", "gcc", "libc6-dev", "debootstrap", "buildah", "skopeo")
+PACKAGES = (
+    "containerd",
+    "runc",
+    "containernetworking-plugins",
+    "iproute2",
+    "openssl",
+    "gcc",
+    "libc6-dev",
+    "debootstrap",
+    "buildah",
+    "skopeo",
+    "docker-registry",
+)
+SERVICES = ("containerd", "docker-registry")
+"""Packages that start and enable a service of theirs."""
 MARKER = "this-folder-is-removed-by-hiernas-cluster"
 
 
@@ -182,9 +196,9 @@ def install() -> None:
     """Installs what is missing of PACKAGES, for Debian; needs root."""
     query = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${Status}\n", *PACKAGES], capture_output=True, text=True).stdout
     missing = [name for name in PACKAGES if f"{name} install ok installed" not in query.splitlines()]
-    if "containerd" in missing:
-        # Debian's package starts and enables a service; masked beforehand it can do neither, and ours is another process with its own folders.
-        service = Path("/etc/systemd/system/containerd.service")
+    for name in set(SERVICES) & set(missing):
+        # Masked beforehand it can do neither, and ours is another process with its own folders.
+        service = Path(f"/etc/systemd/system/{name}.service")
         service.parent.mkdir(parents=True, exist_ok=True)
         if not service.is_symlink():
             service.symlink_to("/dev/null")

@@ -245,6 +245,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield site
 
 
+@pytest.fixture(autouse=True)
+def _nothing_lent(site: Site) -> Iterator[None]:
+    """What a test puts beside the runs it takes away again, or it decides what the next one finds."""
+    before = _beside_runs(site)
+    yield
+    until("the end of what the test made: " + ", ".join(_beside_runs(site) - before), lambda: not _beside_runs(site) - before, 10)
+
+
+def _beside_runs(site: Site) -> set[str]:
+    kinds = "persistentvolumeclaims,persistentvolumes,resourcequotas,limitranges,secrets,services,serviceaccounts,networkpolicies,priorityclasses,roles,rolebindings"
+    return set(site.cluster.kubectl("-n", NAMESPACE, "get", kinds, "-o", "name").split())
+
+
 def own(folder: Path, stack: contextlib.ExitStack) -> Site:
     """On the cluster that is made here, with a server of this machine as the store."""
     build()

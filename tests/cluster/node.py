@@ -49,6 +49,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]  # it would make /opt/conta
   restrict_oom_score_adj = true  # without it runc fails where CAP_SYS_RESOURCE is missing
   disable_tcp_service = true
   netns_mounts_under_state_dir = true
+[plugins."io.containerd.grpc.v1.cri".registry]
+  config_path = "{state}/registries"
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "/usr/lib/cni"  # Debian's place
   conf_dir = "{state}/cni-config"

@@ -7,7 +7,7 @@ import pytest
 from conftest import NAMESPACE, Site
 from s3_server import Exchange, Proxy
 
-CLAIM = "images"
+CLAIM = "mounted-images"
 
 
 @pytest.mark.own_cluster("a folder of its node is the volume")
@@ -35,7 +35,8 @@ def test_a_mounted_data_set_is_read_where_it_is(site: Site) -> None:
         state = site.finished("mounted")
     finally:
         proxy.close()
-        site.cluster.kubectl("delete", "persistentvolume", CLAIM, "--ignore-not-found", "--wait=false")
+        site.cluster.kubectl("-n", NAMESPACE, "delete", "persistentvolumeclaim", CLAIM, "--ignore-not-found")
+        site.cluster.kubectl("delete", "persistentvolume", CLAIM, "--ignore-not-found")
     assert all(outcome.fitness is not None for outcome in state.history)
     assert proxy.seen > 20
     assert fetched == []

@@ -60,6 +60,21 @@ def test_a_pod_that_cannot_start(site: Site) -> None:
     remove(site, "no-secret")
 
 
+def test_volumes_that_the_node_cannot_have(site: Site) -> None:
+    """Their pods say of themselves only that they are being made."""
+
+    def lacking(container: str) -> dict[str, Any]:
+        mount = {"name": "more", "mountPath": "/more"}  # what no container mounts is not looked for
+        volume = {"name": "more", "secret": {"secretName": "absent"}}
+        return {f"{container}_pod": {"spec": {"volumes": [volume], "containers": [{"name": container, "volumeMounts": [mount]}]}}}
+
+    site.submit("no-volume", cluster=lacking("controller"), **ONE)
+    assert "cluster.controller_pod" in told(site, "no-volume", "the controller waits (pod)", 'volume "more"', 'secret "absent" not found')
+    site.submit("no-volume", cluster=lacking("worker"), **ONE)  # the controller's is mended, the worker's lacks it now
+    assert "cluster.worker_pod" in told(site, "no-volume", "1 job waits (pod)", 'volume "more"', 'secret "absent" not found')
+    remove(site, "no-volume")
+
+
 @pytest.fixture
 def no_quota(site: Site) -> Iterator[None]:
     """However the test ends, no quota stays for the next one."""
