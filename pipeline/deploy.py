@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pipeline import labels, manifest
+from pipeline import labels, manifest, observe
 from pipeline.api import ACCOUNT, Api, ApiRefusal, path_of
 from pipeline.clock import Clock
 from pipeline.cluster import ClusterConfig
@@ -131,8 +131,10 @@ def apply(api: Api, run: Run, store: str, cluster: ClusterConfig, config: str, a
     if old is None:
         _create(api, cluster, "jobs", job)
         return "its controller is started"
+    annotations = old["metadata"].get("annotations") or {}
     done = any(one.get("type") == "Complete" and one.get("status") == "True" for one in (old.get("status") or {}).get("conditions") or [])
-    if (old["metadata"].get("annotations") or {}).get(labels.CONFIG_DIGEST) == job["metadata"]["annotations"][labels.CONFIG_DIGEST] and not (done or again):
+    done = done or _idle(api, run.name, cluster)
+    if annotations.get(labels.CONFIG_DIGEST) == job["metadata"]["annotations"][labels.CONFIG_DIGEST] and not (done or again):
         return "its controller runs as it is"
     _asked(cluster, f"Job {name}", lambda: api.delete(path_of(cluster.namespace, "jobs", name), old["metadata"]["uid"]))
     until = time.monotonic() + REPLACE_SECONDS
@@ -144,6 +146,15 @@ def apply(api: Api, run: Run, store: str, cluster: ClusterConfig, config: str, a
             if refusal.reason != "AlreadyExists" or time.monotonic() > until:
                 raise HiernasError(f"Job {name}: {explain_refusal(refusal, cluster)}") from refusal
             time.sleep(0.5)
+
+
+def _idle(api: Api, run: str, cluster: ClusterConfig) -> bool:
+    """Whether the run's controller has stopped for an error, and waits. Where pods may not be listed nobody knows."""
+    try:
+        pods = api.list(path_of(cluster.namespace, "pods"), labels.controller_of(run))
+    except ApiRefusal:
+        return False
+    return any(observe.idle(pod) for pod in pods if not pod["metadata"].get("deletionTimestamp"))
 
 
 class Reporter:

@@ -67,3 +67,8 @@ def namespace_of(owner: str) -> str | None:
 def workers_of(run: str) -> str:
     """Selector of a run's worker Jobs and pods."""
     return f"{RUN}={run},app.kubernetes.io/component={WORKER}"
+
+
+def controller_of(run: str) -> str:
+    """Selector of a run's controller and its pods."""
+    return f"{RUN}={run},app.kubernetes.io/component={CONTROLLER}"

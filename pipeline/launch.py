@@ -44,7 +44,7 @@ log = logging.getLogger("hiernas.launch")
 PACE_SECONDS = {"processes": 0.5, "inline": 0.5, "kubernetes": 2.0}
 """Longest wait between two rounds; a local worker that ends wakes the controller at once."""
 IDLE_SECONDS = 900.0
-"""How long a controller in a pod waits where a restart would hardly help, before it looks again all the same."""
+"""How long a controller in a pod waits where a restart would hardly help, before it looks again all the same. Meanwhile its pod is not ready."""
 LINGER_SECONDS = 45.0
 """How long the last numbers stay up in a pod: more than a scrape interval."""
 
@@ -154,9 +154,9 @@ def launch_submitted(config: Config, store_url: str, metrics_port: int) -> Relea
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     exporter = None
     try:
-        counted = CountedStore(open_store(store_url))
-        exporter = Exporter(config.run, counted)
+        exporter = Exporter(config.run)
         exporter.serve(metrics_port)
+        exporter.store = counted = CountedStore(open_store(store_url))
         where = deploy.place(secrets.token_hex(16), config.run, config.cluster) or place()
         reason = _control(config, RunFolder(counted, config.run), store_url, where, False, TRAINER, None, exporter, tell)
         if reason is not ReleaseReason.INTERRUPTED:
@@ -166,7 +166,7 @@ def launch_submitted(config: Config, store_url: str, metrics_port: int) -> Relea
         if isinstance(error, Unavailable):
             raise  # a restart may help
         log.error("stopped, and a restart would hardly help: %s", error)
-        tell(type(error).__name__, f"{error}. It looks again in {IDLE_SECONDS / 60:.0f} minutes, and at once if its pod is deleted")
+        tell(type(error).__name__, f"{error}. It looks again in {IDLE_SECONDS / 60:.0f} minutes, and at once when the run is submitted again")
         if exporter is not None:
             exporter.leave()
         if not stop.wait(IDLE_SECONDS):

@@ -246,6 +246,8 @@ def controller_job(origin: Origin, cluster: ClusterConfig, digest: str) -> Objec
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
         "livenessProbe": probe,
         "startupProbe": probe | {"failureThreshold": 30},
+        # Not ready: it has stopped for what a restart can't cure. Whoever submits again starts it anew.
+        "readinessProbe": {"httpGet": {"path": "/readyz", "port": "metrics"}, "periodSeconds": 5, "failureThreshold": 1, "timeoutSeconds": 5},
         "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
         "volumeMounts": [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
     }

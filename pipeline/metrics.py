@@ -186,11 +186,12 @@ class _Wait:
 
 
 class Exporter(Collector):
-    """Observes a controller's rounds and serves /metrics and /healthz."""
+    """Observes a controller's rounds and serves /metrics, /healthz and /readyz."""
 
     def __init__(self, run: str, store: CountedStore | None = None) -> None:
-        self._run, self._store, self._version = run, store, version("hiernas")
+        self._run, self.store, self._version = run, store, version("hiernas")
         self._controller: Controller | None = None
+        self._left = False
         self._families: list[Metric] = []  # replaced as a whole by each round, never changed
         self._histograms = {
             name: {labels: _Buckets(one.buckets) for labels in product(*one.labels.values())} for name, one in METRICS.items() if one.kind == "histogram"
@@ -215,7 +216,7 @@ class Exporter(Collector):
 
     def leave(self) -> None:
         """The controller has ended, and this process waits on purpose: it is well, and has no numbers any more."""
-        self._controller, self._families = None, []
+        self._controller, self._families, self._left = None, [], True
 
     def _watch(self, controller: Controller, view: View) -> None:
         now = controller.clock.now()
@@ -320,8 +321,8 @@ class Exporter(Collector):
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
         yield from self._families
-        if self._store is not None:
-            yield self._family("hiernas_store_requests_total", self._store.requests)
+        if self.store is not None:
+            yield self._family("hiernas_store_requests_total", self.store.requests)
 
     def healthy(self) -> bool:
         """Whether the controller's loop goes on; before its first round there is nothing to doubt."""
@@ -341,11 +342,13 @@ class Exporter(Collector):
 
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
-                status, kind, body = 404, "text/plain", b"hiernas serves /metrics and /healthz\n"
+                status, kind, body = 404, "text/plain", b"hiernas serves /metrics, /healthz and /readyz\n"
                 if path == "/metrics":
                     status, kind, body = 200, CONTENT_TYPE_LATEST, exporter.text()
                 elif path == "/healthz":
                     status, body = (200, b"ok\n") if exporter.healthy() else (503, b"the loop has not begun a round for a long time\n")
+                elif path == "/readyz":
+                    status, body = (503, b"it has stopped, and waits for somebody to mend what it reported\n") if exporter._left else (200, b"ok\n")
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))

@@ -77,6 +77,12 @@ def restarts(pod: Object) -> str:
     return ""
 
 
+def idle(pod: Object) -> bool:
+    """Whether a controller's pod has come up and is not ready: it has stopped, and waits for somebody to mend what it reported."""
+    container = next((one for one in _containers(pod) if one.get("name") == labels.CONTROLLER), None) or {}
+    return container.get("started") is True and container.get("ready") is False
+
+
 def held_seconds(pod: Object, now: float) -> float:
     """How long a pod has held its node's resources, from its start there to its end."""
     start = _time(_at(pod, "status", "startTime"))

@@ -67,7 +67,7 @@ def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
     found: list[Object] = []
     try:
         job = api.get(path_of(namespace, "jobs", name))
-        found = api.list(path_of(namespace, "pods"), f"{labels.RUN}={state.run.name},app.kubernetes.io/component={labels.CONTROLLER}")
+        found = api.list(path_of(namespace, "pods"), labels.controller_of(state.run.name))
     except ApiRefusal as refusal:
         if refusal.status != 404:
             yield _may_not(refusal)

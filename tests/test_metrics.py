@@ -399,7 +399,7 @@ def test_a_scrape_during_rounds_never_fails_and_never_sees_half_a_round(store: D
     threads = [threading.Thread(target=scrape) for _ in range(3)]
     for thread in threads:
         thread.start()
-    for _ in rounds(searcher(exporter._store or store), exporter):
+    for _ in rounds(searcher(exporter.store or store), exporter):
         pass
     over.set()
     for thread in threads:
@@ -521,8 +521,10 @@ def test_health_is_lost_when_the_loop_hangs_and_only_then(store: DirectoryStore,
     one.clock.sleep(2)
     assert get(port, "/healthz")[0] == 503
     assert at("hiernas_in_flight") in scraped(port)
+    assert get(port, "/readyz") == (200, "ok\n")
     exporter.leave()  # it waits on purpose: nothing to restart, and nothing to tell
     assert get(port, "/healthz")[0] == 200
+    assert get(port, "/readyz")[0] == 503
     assert scraped(port) == {}
     assert get(port, "/")[0] == 404
 

@@ -10,6 +10,7 @@ from conftest import NAMESPACE, Site, until
 from s3_server import Exchange, Proxy
 from test_storm import Storm
 
+from pipeline import observe
 from search.records import Claim, EndReason, OutcomeKind
 
 LIMITS = {"max_evaluations": 3, "workers": 1}
@@ -50,6 +51,24 @@ def test_a_run_whose_every_attempt_fails_halts_and_goes_on_once_mended(site: Sit
     state = site.finished(run)
     assert {outcome.outcome for outcome in state.history} == {OutcomeKind.EVALUATED}
     assert all(outcome.node for outcome in state.history)
+
+
+def test_a_controller_that_stopped_for_an_error_looks_again_once_it_is_submitted_again(site: Site) -> None:
+    run, secret = "mended", "incomplete"
+    keys = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret, "namespace": NAMESPACE}}
+    settings = {"cluster": {"store_secret": secret}, "limits": LIMITS}
+    try:
+        site.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(keys | {"stringData": {"AWS_REGION": "us-east-1"}}))
+        site.submit(run, **settings)
+        line(site, run, "the controller reports", "no credentials were found", "once the run is submitted again")
+        until("a pod that is not ready", lambda: observe.idle(site.objects("pods", f"hiernas/run={run}")[0]), 30)
+        site.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(keys | {"stringData": site.keys}))
+        assert "its controller is started again" in site.submit(run, **settings)
+        until("its start", lambda: claims(site, run) == 1, 60)
+        assert "its controller runs as it is" in site.submit(run, **settings)
+        site.finished(run)
+    finally:
+        site.cluster.kubectl("-n", NAMESPACE, "delete", "secret", secret)
 
 
 @pytest.mark.own_cluster("a process is stopped on its node")
