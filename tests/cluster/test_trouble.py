@@ -54,15 +54,15 @@ def test_a_run_whose_every_attempt_fails_halts_and_goes_on_once_mended(site: Sit
 
 
 def test_a_controller_that_stopped_for_an_error_looks_again_once_it_is_submitted_again(site: Site) -> None:
-    run, secret = "mended", "incomplete"
+    run, secret = "mended", "profiled"
     keys = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret, "namespace": NAMESPACE}}
     settings = {"cluster": {"store_secret": secret}, "limits": LIMITS}
     try:
-        site.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(keys | {"stringData": {"AWS_REGION": "us-east-1"}}))
+        site.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(keys | {"stringData": site.keys | {"AWS_PROFILE": "absent"}}))
         site.submit(run, **settings)
-        line(site, run, "the controller reports", "no credentials were found", "once the run is submitted again")
+        line(site, run, "the controller reports", "profile (absent) could not be found", "once the run is submitted again")
         until("a pod that is not ready", lambda: observe.idle(site.objects("pods", f"hiernas/run={run}")[0]), 30)
-        site.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(keys | {"stringData": site.keys}))
+        site.cluster.kubectl("replace", "-f", "-", stdin=json.dumps(keys | {"stringData": site.keys}))
         assert "its controller is started again" in site.submit(run, **settings)
         until("its start", lambda: claims(site, run) == 1, 60)
         assert "its controller runs as it is" in site.submit(run, **settings)
