@@ -15,7 +15,7 @@ from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, DamagedRun, HiernasError
 from pipeline.run import RunFolder
 from pipeline.status import story, summary
-from pipeline.store import Store, address, open_store
+from pipeline.store import Store, address, folders, open_store
 from search.limits import Desire
 from search.records import RUN_NAME, ReleaseReason
 from search.state import State
@@ -95,7 +95,7 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 def _ls(arguments: argparse.Namespace) -> int:
     store = _existing_store(arguments)
-    names = sorted({key.split("/", 1)[0] for key in store.list("") if key.endswith("/run.json") and key.count("/") == 1})  # deeper ones are doctor's
+    names = [name for name in folders(store) if (key := f"{name}/run.json") in store.list(key)]
     rows, damaged = [], []
     for name in names:
         try:

@@ -133,6 +133,15 @@ class DirectoryStore:
         except OSError as error:
             raise explain(path, error) from error
 
+    def folders(self) -> list[str]:
+        """See Folders."""
+        try:
+            return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and is_key(entry.name))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise explain(self.root, error) from error
+
     def list(self, prefix: str, after: str | None = None) -> list[str]:
         """See Store."""
         folder, _, start = prefix.rpartition("/")

@@ -15,7 +15,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -164,18 +164,26 @@ class S3Store:
     def _read(self, key: str) -> bytes:
         return self._fetched(key, lambda: self._get(key))
 
+    def folders(self) -> list[str]:
+        """See Folders. A thousand of them are one request, whatever is in them."""
+        pages = self._pages("", {"Delimiter": "/"})
+        names = [str(one["Prefix"]).removeprefix(self._prefix).rstrip("/") for page in pages for one in page.get("CommonPrefixes", [])]
+        return sorted(name for name in names if is_key(name))
+
     def list(self, prefix: str, after: str | None = None) -> list[str]:
         """See Store."""
-        self._settle()
-        found: list[str] = []
         start = {"StartAfter": self._prefix + after} if after is not None else {}
+        names = [str(entry["Key"]).removeprefix(self._prefix) for page in self._pages(prefix, start) for entry in page.get("Contents", [])]
+        return sorted(name for name in names if is_key(name) and (after is None or name > after) and name != PROBE)
+
+    def _pages(self, prefix: str, how: dict[str, str]) -> Iterator[dict[str, Any]]:
+        self._settle()
         more: dict[str, str] = {}
         while True:
-            page = self._page(prefix, start | more)
-            names = (str(entry["Key"]).removeprefix(self._prefix) for entry in page.get("Contents", []))
-            found.extend(name for name in names if is_key(name) and (after is None or name > after) and name != PROBE)
+            page = self._page(prefix, how | more)
+            yield page
             if not page.get("IsTruncated"):
-                return sorted(found)
+                return
             if more.get("ContinuationToken") == page.get("NextContinuationToken"):
                 raise StoreUnavailable(f"store {self.url}: its list of {prefix!r} does not go on (no new continuation token)")
             more = {"ContinuationToken": page["NextContinuationToken"]}

@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 from urllib.parse import SplitResult, urlsplit
 
 from pipeline.errors import ConfigError, HiernasError
@@ -43,6 +43,22 @@ class Store(Protocol):
     def list(self, prefix: str, after: str | None = None) -> list[str]:
         """Sorted keys that begin with `prefix`, those past `after` where given. What has no name of a key is no object."""
         ...
+
+
+@runtime_checkable
+class Folders(Protocol):
+    """A store that knows its folders without listing what is in them."""
+
+    def folders(self) -> list[str]:
+        """Sorted: what stands before the first '/' of the keys that have one. More may be told: an empty folder."""
+        ...
+
+
+def folders(store: Store) -> list[str]:
+    """The store's folders: runs among them. Where the store does not know them, all its keys are listed."""
+    if isinstance(store, Folders):
+        return store.folders()
+    return sorted({key.split("/", 1)[0] for key in store.list("") if "/" in key})
 
 
 def is_key(key: str) -> bool:

@@ -331,3 +331,18 @@ def test_renewed_keys_reach_a_store_that_is_in_use(proxy: Proxy, monkeypatch: py
     assert store.list("") == sorted(["a", "b", *(f"c{number}" for number in range(16))])
     proxy.fault = lambda _: None
     assert fresh()._keys == {}  # the environment has the word
+
+
+def test_folders_are_one_request_whatever_is_in_them_and_more_only_for_a_thousand(proxy: Proxy) -> None:
+    store = fresh()
+    for number in range(1_050):
+        store.create(f"run-{number % 25 if number < 100 else number:04d}/{number:06d}.json", b"")
+    seen = proxy.seen
+    names = store.folders()
+    assert (len(names), names) == (25 + 950, sorted(set(names)))
+    assert proxy.seen - seen == 1
+    for number in range(50):
+        store.create(f"more-{number}/run.json", b"")
+    seen = proxy.seen
+    assert len(store.folders()) == 25 + 950 + 50
+    assert proxy.seen - seen == 2

@@ -10,7 +10,7 @@ from s3_server import BUCKET
 
 from pipeline.directory import DirectoryStore
 from pipeline.errors import ConfigError, HiernasError
-from pipeline.store import MAX_OBJECT_BYTES, MemoryStore, Store, open_store
+from pipeline.store import MAX_OBJECT_BYTES, MemoryStore, Store, folders, open_store
 
 MAKERS: dict[str, Callable[[Path], Store]] = {
     "memory": lambda _: MemoryStore(),
@@ -52,6 +52,13 @@ def test_a_list_is_sorted_complete_and_goes_on_after_a_key(store: Store) -> None
     assert store.list("run/attempts/001000-") == ["run/attempts/001000-0.json"]
     assert store.list("") == sorted([*keys, "run/run.json", "run2/run.json", "run/attempts/001000-0.json"])
     assert store.list("run/") == sorted([*keys, "run/run.json", "run/attempts/001000-0.json"])
+
+
+def test_folders_are_told_without_what_lies_beside_them(store: Store) -> None:
+    assert folders(store) == []
+    for key in ("b/run.json", "b/history/000000.json", "a-1/run.json", "_datasets/x", "b-1/deep/er/still", "alone"):
+        store.create(key, b"")
+    assert folders(store) == ["_datasets", "a-1", "b", "b-1"]
 
 
 @pytest.mark.parametrize("key", ["", "/", "/a", "a/", "a//b", ".", "..", "../a", "a/../b", ".tmp/a", "a/.b", "-a", "a b", "a\n", "a\0", "ä", "x" * 513])
