@@ -19,7 +19,7 @@ _HEAD = """# Metrics
 
 A controller serves Prometheus metrics at `/metrics`, and at `/healthz` whether its loop goes on (200, or 503 when no round has
 begun for five minutes), at `/readyz` whether it has not stopped for an error that a restart would hardly cure (its pod is then not ready,
-and `hiernas status --why` says for what). Every number is computed from the run's records after each round. So counters never fall, and a restarted
+and `hiernas status RUN --why` says for what). Every number is computed from the run's records after each round. So counters never fall, and a restarted
 controller goes on counting where the run is; only the histograms and the requests to the store begin anew with each controller.
 No metric has a label per candidate: how many series a run has does not depend on its length.
 

@@ -6,14 +6,14 @@ is in charge now (Overtaken) or a predecessor's last write landed late: then eve
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from pipeline import answer, plan, trouble
 from pipeline.clock import Clock
 from pipeline.codec import BadRecord, sha256
-from pipeline.errors import HiernasError, Overtaken, Unavailable
+from pipeline.errors import ExecutorUnavailable, HiernasError, Overtaken, StoreUnavailable, Unavailable
 from pipeline.executor import Executor, Job, JobSpec, JobStatus, Refused, job_name
 from pipeline.labels import namespace_of
 from pipeline.run import (
@@ -106,6 +106,7 @@ class Controller:
         self.refusal: str | None = None
         """Why no job is created now; None when nothing was refused lately."""
         self._seen: set[str] = set()
+        self._last: dict[str, Job] = {}  # jobs of open attempts as they were last seen: one that vanishes has held its GPUs all the same
         self._strangers: set[str] = set()  # jobs whose attempt was not found in the folder even after reading it again
         self._fresh = True  # everything is read once after each load
         self._stale = False  # the folder may hold more than the state: it must be read again before anything is decided
@@ -295,7 +296,7 @@ class Controller:
             self._look()
             log.warning("a predecessor's write landed late, reading again run=%s key=%s", self.folder.name, taken.key)
             self._load()
-        except Unavailable:
+        except StoreUnavailable:
             self._stale = True  # it may have been a write, and it may have landed
             raise
         if not self._stale:
@@ -314,12 +315,22 @@ class Controller:
         if not self.executor.survives:
             view.interrupted, view.now = self.interrupts > 0, self.interrupts > 1
         view.refused = self.clock.monotonic() < self._probe_at
-        for story in self.state.unfinished.values():
-            if story.outcome is None and story.attempts and (self._fresh or self._ended_or_vanished(story, jobs)):
+        there = self._written() if self._fresh else set()
+        for index, story in self.state.unfinished.items():
+            if story.outcome is None and story.attempts and (index in there or self._ended_or_vanished(story, jobs)):
                 self._read_evaluations(story, view)
         self._seen.update(jobs)
+        self._last = {name: jobs.get(name) or self._last[name] for name in self._open_jobs() if name in jobs or name in self._last}
         self._fresh = False
         return view
+
+    def _written(self) -> set[int]:
+        """Unfinished candidates that have evaluations. One list, where asking for each could fail at each."""
+        unfinished = [index for index, story in self.state.unfinished.items() if story.outcome is None and story.attempts]
+        return self.folder.evaluated(min(unfinished)) if unfinished else set()
+
+    def _open_jobs(self) -> Iterator[str]:
+        return (attempt.job for index in self.state.dispatched if (attempt := self.state.stories[index].running) is not None)
 
     def _view(self, jobs: dict[str, Job]) -> plan.View:
         return plan.View(self._claim, self.executor.name, self.executor.survives, jobs, self._seen, resources=self.resources)
@@ -419,7 +430,7 @@ class Controller:
     def _end(self, action: plan.EndAttempt, view: plan.View) -> None:
         story = self.state.stories[action.candidate]
         attempt = story.attempts[action.attempt]
-        job = view.jobs.get(attempt.job) or Job(attempt.job, JobStatus.ENDED)
+        job = view.jobs.get(attempt.job) or self._vanished(attempt.job)
         end = End(
             action.candidate, action.attempt, action.reason, job.message or _TOLD.get(action.reason, ""), job.exit_code, job.node,
             job.held_seconds, job.held_seconds * attempt.resources.gpus, job.log, self._stamp(),
@@ -428,6 +439,10 @@ class Controller:
         self.state.end(end)
         self._rest(story)
         log.info("attempt ended run=%s candidate=%d attempt=%d reason=%s", self.folder.name, action.candidate, action.attempt, action.reason.value)
+
+    def _vanished(self, name: str) -> Job:
+        last = self._last.get(name)
+        return Job(name, JobStatus.ENDED, node=last.node, held_seconds=last.held_seconds) if last is not None else Job(name, JobStatus.ENDED)
 
     def _rest(self, story: Story) -> None:
         """Let a candidate wait whose last attempt failed a moment ago. After a restart the rest of the time, as far as clocks agree."""
@@ -485,15 +500,22 @@ class Controller:
                 self._started(spec, view)
             elif not view.refused:
                 self._refused(spec, refusal, view)
-        for name, _ in zip(names, at_once(self.executor.delete, names, self.executor.parallel), strict=True):
+        for name, _ in zip(names, at_once(self._delete, names, self.executor.parallel), strict=True):
             view.jobs.pop(name, None)
 
-    def _try(self, spec: JobSpec) -> Refused | None:
+    def _try(self, spec: JobSpec) -> Refused | ExecutorUnavailable | None:
+        """Create a job. One that is not answered (a webhook that hangs) is no reason to leave the rest of the round undone: it waits like one that is refused."""
         try:
             self.executor.start(spec)
-        except Refused as refusal:
+        except (Refused, ExecutorUnavailable) as refusal:
             return refusal
+        finally:
+            self.beat = self.clock.monotonic()
         return None
+
+    def _delete(self, name: str) -> None:
+        self.executor.delete(name)
+        self.beat = self.clock.monotonic()
 
     def _started(self, spec: JobSpec, view: plan.View) -> None:
         if not view.refused:
@@ -502,12 +524,12 @@ class Controller:
             self.latencies.append(self.clock.monotonic() - self._observed)
         view.jobs[spec.name] = Job(spec.name, JobStatus.PENDING)
 
-    def _refused(self, spec: JobSpec, refusal: Refused, view: plan.View) -> None:
+    def _refused(self, spec: JobSpec, refusal: Refused | ExecutorUnavailable, view: plan.View) -> None:
         self.refusal, view.refused = str(refusal), True
         self._refusals += 1
         self._probe_at = self.clock.monotonic() + self._back_off(1.0, self._refusals)
-        log.warning("job refused run=%s job=%s reason=%s", self.folder.name, spec.name, refusal)
-        self._tell("Refused", f"the cluster refuses to create job {spec.name}: {refusal}")
+        log.warning("job not created run=%s job=%s reason=%s", self.folder.name, spec.name, refusal)
+        self._tell("Refused", f"job {spec.name} cannot be created: {refusal}")
 
     def _answer(self, story: Story, attempt: int, view: plan.View) -> None:
         evaluation = answer.answer(self.state, self._networks, story.candidate, attempt)

@@ -154,7 +154,7 @@ def _idle(api: Api, run: str, cluster: ClusterConfig) -> bool:
         pods = api.list(path_of(cluster.namespace, "pods"), labels.controller_of(run))
     except ApiRefusal:
         return False
-    return any(observe.idle(pod) for pod in pods if not pod["metadata"].get("deletionTimestamp"))
+    return any(observe.idle(pod, time.time()) for pod in pods if not pod["metadata"].get("deletionTimestamp"))
 
 
 class Reporter:

@@ -201,7 +201,7 @@ def explain_refusal(refusal: ApiRefusal, cluster: ClusterConfig) -> str:
     message = refusal.message
     if "exceeded quota" in message:
         advice = "raise the ResourceQuota, or lower `workers`"
-    elif refusal.status == 403 and "cannot" in message:
+    elif refusal.status == 403 and 'User "' in message and "cannot" in message:
         advice = f"the Role of this account lacks a right; apply k8s/base to namespace {cluster.namespace!r} again (`hiernas doctor` lists rights)"
     elif refusal.status == 401:
         advice = "the credentials are not valid; renew the kubeconfig or the service account"

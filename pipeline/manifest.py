@@ -112,7 +112,8 @@ def _template(pod: Object, patch: Object, unreachable_seconds: int) -> Object:
     found["metadata"]["labels"] = (found["metadata"].get("labels") or {}) | pod["metadata"]["labels"]
     own = found["spec"].get("tolerations") or []
     silent = [{"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": unreachable_seconds} for key in LOST_NODE]
-    found["spec"]["tolerations"] = own + [one for one in silent if one["key"] not in [given.get("key") for given in own]]
+    # Ours first: of those that fit a taint the first counts, and one of everything, for ever, would keep a silent node's pods for ever.
+    found["spec"]["tolerations"] = [one for one in silent if one["key"] not in [given.get("key") for given in own]] + own
     return found
 
 
@@ -247,7 +248,7 @@ def controller_job(origin: Origin, cluster: ClusterConfig, digest: str) -> Objec
         "livenessProbe": probe,
         "startupProbe": probe | {"failureThreshold": 30},
         # Not ready: it has stopped for what a restart can't cure. Whoever submits again starts it anew.
-        "readinessProbe": {"httpGet": {"path": "/readyz", "port": "metrics"}, "periodSeconds": 5, "failureThreshold": 1, "timeoutSeconds": 5},
+        "readinessProbe": {"httpGet": {"path": "/readyz", "port": "metrics"}, "periodSeconds": 5, "failureThreshold": 3, "timeoutSeconds": 5},
         "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
         "volumeMounts": [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
     }

@@ -19,9 +19,13 @@ Object = dict[str, Any]
 MAX_MESSAGE = 1000
 LOG_LINES = 20
 SLACK_SECONDS = 5.0
+STARTUP_SECONDS = 30.0
+"""A controller that is not ready before may just have begun."""
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable"})
 _TOLD_TO_END = (None, 0, 128 + signal.SIGTERM, 128 + signal.SIGKILL)
 """Exit codes of a worker whose pod is deleted."""
+_TAKEN = frozenset({"Preempting", "NodeShutdown", "Terminated", "NodeLost", "Shutdown"})
+"""Reasons of pods that their node gave up without a condition DisruptionTarget."""
 _BROKEN = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError", "ContainerCannotRun"})
 
 
@@ -46,7 +50,7 @@ def job(found: Object, pod: Object | None, now: float, unreachable_seconds: floa
     held = seen.held_before + (held_seconds(pod, now) if pod is not None else 0.0)
     node = _text(pod, "spec", "nodeName") or None
     code, told = _exit(pod)
-    ended = _ended(found, pod, code, unreachable_seconds, seen)
+    ended = _ended(found, pod, code, now, unreachable_seconds, seen)
     if ended is not None:
         reason, message = ended
         log = tuple(told.splitlines()[-LOG_LINES:])
@@ -68,6 +72,11 @@ def queued(workload: Object) -> str:
     return ""
 
 
+def set_up(pod: Object) -> bool:
+    """Whether its node has made the pod ready for its containers: volumes and network are there, whatever went wrong on the way."""
+    return any(one.get("type") == "PodReadyToStartContainers" and one.get("status") == "True" for one in _list(pod, "status", "conditions"))
+
+
 def restarts(pod: Object) -> str:
     """Last words of a container that ended and waits to be started again; empty if there is none."""
     for one in _containers(pod):
@@ -77,30 +86,31 @@ def restarts(pod: Object) -> str:
     return ""
 
 
-def idle(pod: Object) -> bool:
-    """Whether a controller's pod has come up and is not ready: it has stopped, and waits for somebody to mend what it reported."""
+def idle(pod: Object, now: float) -> bool:
+    """Whether a controller's pod has come up a while ago and is not ready: it has stopped, and waits for somebody to mend what it reported."""
     container = next((one for one in _containers(pod) if one.get("name") == labels.CONTROLLER), None) or {}
-    return container.get("started") is True and container.get("ready") is False
+    since = seconds(_at(container, "state", "running", "startedAt"))
+    return container.get("started") is True and container.get("ready") is False and since is not None and now - since > STARTUP_SECONDS
 
 
 def held_seconds(pod: Object, now: float) -> float:
     """How long a pod has held its node's resources, from its start there to its end."""
-    start = _time(_at(pod, "status", "startTime"))
+    start = seconds(_at(pod, "status", "startTime"))
     if start is None:
         return 0.0
-    ends = [_time(_at(one, "state", "terminated", "finishedAt")) for one in _containers(pod)]
+    ends = [seconds(_at(one, "state", "terminated", "finishedAt")) for one in _containers(pod)]
     known = [end for end in ends if end is not None]
     if known and len(known) == len(ends):
         end = max(known)
     elif _phase(pod) in ("Failed", "Succeeded"):  # refused by its node, or forgotten by it: it holds nothing any more
-        changed = (_time(one.get("lastTransitionTime")) for one in _list(pod, "status", "conditions"))
+        changed = (seconds(one.get("lastTransitionTime")) for one in _list(pod, "status", "conditions"))
         end = max([one for one in [*known, *changed] if one is not None], default=start)
     else:
         end = now
     return max(0.0, end - start)
 
 
-def _ended(found: Object, pod: Object | None, code: int | None, unreachable_seconds: float, seen: Seen) -> tuple[EndReason | None, str] | None:
+def _ended(found: Object, pod: Object | None, code: int | None, now: float, unreachable_seconds: float, seen: Seen) -> tuple[EndReason | None, str] | None:
     """Reason (None: the exit code decides) and message of a job that has ended; None while it has not."""
     conditions = {str(one.get("type")): one for one in _list(found, "status", "conditions") if one.get("status") == "True"}
     disrupted = _disruption(pod)
@@ -118,10 +128,14 @@ def _ended(found: Object, pod: Object | None, code: int | None, unreachable_seco
         return _of_pod(pod, code, message)
     if _text(found, "metadata", "deletionTimestamp"):
         return EndReason.GONE, "the Job is being deleted, by somebody else than the controller"
-    if pod is not None and _phase(pod) == "Running" and _at(_worker(pod), "state", "terminated") is not None and disrupted is None:
+    taken_back = _at(found, "spec", "suspend") is True  # by a queue, which lets the same Job run again
+    if pod is not None and _phase(pod) == "Running" and _at(_worker(pod), "state", "terminated") is not None and disrupted is None and not taken_back:
         if code == 0:
             return None, "it ended well, but wrote no evaluation"
         return _of_pod(pod, code, "the worker has ended, another container of its pod has not")
+    if pod is not None and (overdue := _overdue(pod, now)) > unreachable_seconds:
+        where = _text(pod, "spec", "nodeName") or "its node"
+        return EndReason.NODE_LOST, f"node {where} is silent: it should have ended the pod at its deadline, {overdue:.0f} s ago"
     if pod is not None and seen.terminating is not None:
         grace = float(_at(pod, "metadata", "deletionGracePeriodSeconds") or 0)
         # A pod that the taint manager deletes was on a silent node for `unreachable_seconds` already: that is its toleration.
@@ -130,6 +144,15 @@ def _ended(found: Object, pod: Object | None, code: int | None, unreachable_seco
             where = _text(pod, "spec", "nodeName") or "its node"
             return EndReason.NODE_LOST, f"node {where} is silent: the pod should have ended {seen.terminating - grace:.0f} s ago ({disrupted or 'deleted'})"
     return None
+
+
+def _overdue(pod: Object, now: float) -> float:
+    """Seconds since the node should have ended a pod that runs past its deadline. Nobody else does: a node that is silent in a cluster that evicts nothing
+    (most of its nodes are silent, or the pod tolerates it for ever) would hold it without an end."""
+    start, deadline = seconds(_at(pod, "status", "startTime")), _at(pod, "spec", "activeDeadlineSeconds")
+    if _phase(pod) not in ("Pending", "Running") or start is None or not isinstance(deadline, int):
+        return 0.0
+    return max(0.0, now - start - deadline - float(_at(pod, "spec", "terminationGracePeriodSeconds") or 0) - SLACK_SECONDS)
 
 
 def _of_pod(pod: Object | None, code: int | None, message: str) -> tuple[EndReason | None, str]:
@@ -145,8 +168,10 @@ def _of_pod(pod: Object | None, code: int | None, message: str) -> tuple[EndReas
         return EndReason.MEMORY, "the container used more memory than its limit (OOMKilled)"
     if reason == "Evicted":  # without the condition DisruptionTarget, which every other eviction sets: it was over a limit of its own
         return EndReason.MACHINE, told
-    if reason and (not started or reason in ("Preempting", "NodeShutdown", "Terminated", "NodeLost", "Shutdown")):
-        return EndReason.DISRUPTED, f"{reason}: {told}"  # it never ran: a node refused it, or its image did not come
+    if reason in _TAKEN:
+        return EndReason.DISRUPTED, f"{reason}: {told}"
+    if reason and not started:
+        return EndReason.NOT_STARTED, f"{reason}: {told}"  # its node refused it, or its image did not come
     if _text(worker, "state", "terminated", "reason") in _BROKEN:
         return EndReason.MACHINE, _text(worker, "state", "terminated", "message") or "the node could not start the container"
     if code in _TOLD_TO_END and _text(pod, "metadata", "deletionTimestamp"):
@@ -227,7 +252,8 @@ def _phase(pod: Object) -> str:
     return _text(pod, "status", "phase")
 
 
-def _time(value: Any) -> float | None:
+def seconds(value: Any) -> float | None:
+    """A time as the API server writes it, in seconds since 1970; None where it has none."""
     try:
         return datetime.fromisoformat(str(value)).timestamp() if value else None
     except ValueError:

@@ -252,13 +252,19 @@ def _most_pending(limits: Limits, view: View) -> int | None:
     return max(RAMP, sum(job.status is JobStatus.RUNNING for job in view.jobs.values()))
 
 
+def _pending(state: State, view: View) -> int:
+    """Open attempts that wait for a place: those whose job waits, and those whose job could not be created yet."""
+    jobs = (view.jobs.get(attempt.job) for index in state.dispatched if (attempt := state.stories[index].running) is not None)
+    return sum(job is None or job.status is JobStatus.PENDING for job in jobs)
+
+
 def _work(state: State, view: View) -> Iterator[Action]:
     limits = limits_of(state)
     held = view.interrupted or view.now or holds(state, gpu_seconds(state, view)) is not None
     room = 0 if view.refused else limits.workers - state.open_attempts
     most = _most_pending(limits, view)
     if most is not None:
-        room = min(room, most - sum(job.status is JobStatus.PENDING for job in view.jobs.values()))
+        room = min(room, most - _pending(state, view))
     for index, story in sorted(state.unfinished.items()):
         running = story.running
         if running is not None and running.executor == CONTROLLER:

@@ -1,6 +1,7 @@
 """A run's folder in a store: typed records under their keys, and the state that they add up to."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,6 +47,9 @@ def attempt_key(candidate: int, attempt: int) -> str:
 def evaluation_key(candidate: int, attempt: int) -> str:
     """Slot of what an attempt found."""
     return f"evaluations/{candidate:06d}-{attempt}.json"
+
+
+_EVALUATION = re.compile(r"evaluations/([0-9]{6,})-[0-9]+\.json")
 
 
 def end_key(candidate: int, attempt: int) -> str:
@@ -119,6 +123,11 @@ class RunFolder:
         """Sorted keys of a folder's objects of one candidate ('000017-0.json', …)."""
         start = f"{self.name}/"
         return [key.removeprefix(start) for key in self.store.list(f"{start}{folder}/{candidate:06d}-")]
+
+    def evaluated(self, first: int) -> set[int]:
+        """Candidates, from this one on, of whose attempts at least one has written an evaluation."""
+        found = (_EVALUATION.fullmatch(key) for key in self.keys("evaluations", f"evaluations/{first:06d}"))
+        return {int(one[1]) for one in found if one is not None}
 
     def raw(self, key: str) -> bytes:
         """What is stored there; KeyError when absent."""

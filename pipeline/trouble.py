@@ -11,8 +11,9 @@ from search.limits import Limits
 from search.records import PLATFORM, End, EndReason
 from search.state import State, Story
 
+SUSPICIOUS = frozenset({EndReason.MACHINE, EndReason.NOT_STARTED})
 SUSPECT_ENDS = 3
-"""Attempts that ended `machine` on a node which make it one to avoid, of two candidates at least: less may be chance, or the candidate."""
+"""Attempts that ended so on a node which make it one to avoid, of two candidates at least: less may be chance, or the candidate."""
 SUSPECT_SECONDS = 3600.0
 """So long ago at most; then it is tried again: drivers are restarted, disks are cleaned."""
 WORKING_SECONDS = 600.0
@@ -22,7 +23,7 @@ FIRST_PAUSE_SECONDS, PAUSE_FACTOR, LONGEST_PAUSE_SECONDS = 10.0, 6.0, 300.0
 
 
 def suspects(state: State, at: float) -> dict[str, int]:
-    """Nodes to avoid, with how many attempts ended `machine` there in the hour before `at` (seconds since 1970).
+    """Nodes to avoid, with how many attempts ended `machine` or `not_started` there in the hour before `at` (seconds since 1970).
 
     Counted are ends since a worker's evaluation was last accepted from that node, of attempts since the last resume, and not of candidates
     that ended so on two nodes.
@@ -30,14 +31,14 @@ def suspects(state: State, at: float) -> dict[str, int]:
     ends = [
         (end.node, end)
         for attempt, end in state.troubles.values()
-        if end.reason is EndReason.MACHINE and end.node is not None and abs(at - end.stamp.at) < SUSPECT_SECONDS and attempt.stamp.control >= state.resumed_at
+        if end.reason in SUSPICIOUS and end.node is not None and abs(at - end.stamp.at) < SUSPECT_SECONDS and attempt.stamp.control >= state.resumed_at
     ]
     nodes: dict[int, set[str]] = {}
     for node, end in ends:
         nodes.setdefault(end.candidate, set()).add(node)
     found: dict[str, list[int]] = {}
     for node, end in ends:
-        if len(nodes[end.candidate]) == 1 and end.stamp.at > state.well.get(node, 0.0):
+        if len(nodes[end.candidate]) == 1 and end.stamp.after > state.well_after.get(node, -1):
             found.setdefault(node, []).append(end.candidate)
     return {node: len(candidates) for node, candidates in sorted(found.items()) if len(candidates) >= SUSPECT_ENDS and len(set(candidates)) > 1}
 

@@ -14,6 +14,9 @@ from search.records import Release, ReleaseReason
 from search.state import State
 
 Object = dict[str, Any]
+REPEATED = ("Unavailable", "Refused")
+"""What a controller reports every minute while it lasts."""
+OVER_SECONDS = 180.0
 QUEUE_VERSIONS = ("v1beta2", "v1beta1")
 """Of Kueue's API, the newest first."""
 _ADVICE = {
@@ -29,7 +32,7 @@ _ADVICE = {
 
 def why(state: State, namespace: str, api: Api, now: float) -> list[str]:
     """The reasons found, the widest first; one line that says so if nothing waits."""
-    found = [*_run(state), *_controller(state, namespace, api), *_nodes(state, now), *_jobs(state, namespace, api, now)]
+    found = [*_run(state), *_controller(state, namespace, api, now), *_nodes(state, now), *_jobs(state, namespace, api, now)]
     return found or ["nothing waits"]
 
 
@@ -59,7 +62,7 @@ def _nodes(state: State, now: float) -> Iterator[str]:
         )
 
 
-def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
+def _controller(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
     name = labels.controller_name(state.run.name)
     last = state.controllers[-1] if state.controllers else None
     if isinstance(last, Release) and last.reason is not ReleaseReason.INTERRUPTED:
@@ -74,8 +77,8 @@ def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
         elif (claim := state.last_claim) is not None and labels.namespace_of(claim.owner):  # else a controller outside of the cluster is at work
             yield f"no controller is in namespace {namespace!r} (Job {name} is not there): submit again, or start `hiernas run --executor kubernetes`"
         return
-    yield from _events(state, namespace, api)
     pods = [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
+    yield from _events(state, namespace, api, observe.newest(pods), now)
     refusals = read_refusals(api, namespace).get(str(job["metadata"]["uid"]), [])
     if not pods:
         yield f"the controller has no pod: {refusals[-1] if refusals else 'it is not created yet'}" + (f" — {_ADVICE[Waiting.ADMISSION]}" if refusals else "")
@@ -87,15 +90,20 @@ def _controller(state: State, namespace: str, api: Api) -> Iterator[str]:
         yield f"the controller ended and is started again and again; its last words: {crash} — kubectl -n {namespace} logs job/{name} tells more"
 
 
-def _events(state: State, namespace: str, api: Api) -> Iterator[str]:
-    """What the controller itself reported."""
+def _events(state: State, namespace: str, api: Api, pod: Object | None, now: float) -> Iterator[str]:
+    """What the controller itself reported, as long as it holds: what it says again and again while it lasts is over once it falls silent,
+    and what an earlier pod said is that one's."""
     try:
         events = api.list(path_of(namespace, "events"), fieldSelector=f"involvedObject.kind=Lease,involvedObject.name={state.run.name}")
     except ApiRefusal:
         return
     newest = max(events, key=lambda one: str(one.get("lastTimestamp") or ""), default=None)
-    if newest is not None:
-        yield f"the controller reports ({newest.get('reason')}): {newest.get('message')}"
+    if newest is None:
+        return
+    at = observe.seconds(newest.get("lastTimestamp")) or now
+    began = observe.seconds(((pod or {}).get("status") or {}).get("startTime")) or at
+    if at >= began - observe.SLACK_SECONDS and (newest.get("reason") not in REPEATED or now - at < OVER_SECONDS):
+        yield f"the controller reports ({newest.get('reason')}), {max(0.0, now - at) / 60:.0f} min ago: {newest.get('message')}"
 
 
 def _jobs(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
@@ -114,6 +122,13 @@ def _jobs(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
         queued = _queued(namespace, api)
         waiting = [replace(job, message=f"{job.message}; {queued[uids[job.name]]}") if uids[job.name] in queued else job for job in waiting]
         waiting.sort(key=lambda job: uids[job.name] not in queued)  # the one that is shown as an example is one that is explained
+    gone = [job for job in waiting if job.waits is Waiting.SUSPENDED and "eactivated" in job.message]
+    if gone:
+        waiting = [job for job in waiting if job not in gone]
+        yield (
+            f"{len(gone)} job{'s' if len(gone) > 1 else ''} never run{'' if len(gone) > 1 else 's'} again, for example {gone[0].name}: {gone[0].message} — "
+            "mend what its queue names, then set `active: true` in its Workload (kubectl edit workload), or delete the Job: a new attempt follows"
+        )
     for reason in sorted({job.waits for job in waiting if job.waits is not None}):
         some = [job for job in waiting if job.waits is reason]
         count = f"{len(some)} job{'s' if len(some) > 1 else ''} wait{'' if len(some) > 1 else 's'}"
@@ -128,7 +143,7 @@ def _see(found: Object, pods: Sequence[Object], now: float, refusals: Sequence[s
     """One job, and of a pod that does not start on its node also what the node says."""
     newest = observe.newest(pods)
     job = observe.job(found, newest, now, 1e9, observe.Seen(), refusals)
-    if job.waits is not Waiting.STARTING or newest is None or observe.restarts(newest) or newest["metadata"]["uid"] not in obstacles:
+    if job.waits is not Waiting.STARTING or newest is None or newest["metadata"]["uid"] not in obstacles or observe.set_up(newest) or observe.restarts(newest):
         return job
     return replace(job, waits=Waiting.POD, message=obstacles[newest["metadata"]["uid"]])
 

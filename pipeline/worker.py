@@ -27,7 +27,7 @@ from search.records import Attempt, Candidate, DataReference, Evaluation, Failur
 TRAINER = "pipeline.trainer:train"
 """What workers run unless told otherwise; tests name others."""
 PATIENCE_SECONDS = 600.0
-"""How long a finished training waits for a store that does not answer, before its machine counts as at fault."""
+"""How long a finished training waits at least for a store that does not answer."""
 MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE})
 """What the system reports where a disk is full or not well: no trainer's fault."""
 log = logging.getLogger("hiernas.worker")
@@ -79,7 +79,7 @@ def work(store: Store, run: str, candidate: int, attempt: int, trainer: Callable
             _announce(folder, candidate, attempt)
             fetch(what.data, Path(data_root))
         evaluation = _evaluate(what, record, decision, trainer, data_root, started)
-        return _write(folder, evaluation)
+        return _write(folder, evaluation, time.monotonic() - started)
     except DamagedRun as error:
         log.error("the run is damaged run=%s candidate=%d attempt=%d error=%s", run, candidate, attempt, error)
         return error.exit_code
@@ -124,9 +124,14 @@ def _evaluate(run: Run, candidate: Candidate, attempt: Attempt, trainer: Callabl
     return Failure(candidate.index, attempt.attempt, kind, message, time.monotonic() - started, None)
 
 
-def _write(folder: RunFolder, evaluation: Evaluation) -> int:
-    """Write what the training came to. It may have taken hours: a store that does not answer is waited for."""
-    until, pause = time.monotonic() + PATIENCE_SECONDS, 1.0
+def patience_seconds(spent_seconds: float) -> float:
+    """How long a training that took so long waits for a store that does not answer, before its machine counts as at fault."""
+    return max(PATIENCE_SECONDS, spent_seconds)
+
+
+def _write(folder: RunFolder, evaluation: Evaluation, spent_seconds: float) -> int:
+    """Write what the training came to. A store that does not answer is waited for, up to what doing it again would cost."""
+    until, pause = time.monotonic() + patience_seconds(spent_seconds), 1.0
     while True:
         try:
             folder.create(evaluation_key(evaluation.candidate, evaluation.attempt), evaluation)

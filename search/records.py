@@ -313,6 +313,7 @@ class EndReason(StrEnum):
     """How an attempt ended that was not accepted."""
 
     DISRUPTED = "disrupted"
+    NOT_STARTED = "not_started"
     NODE_LOST = "node_lost"
     CONTROLLER_LOST = "controller_lost"
     HANDED_OVER = "handed_over"
@@ -327,10 +328,10 @@ class EndReason(StrEnum):
     REJECTED = "rejected"
 
 
-DISRUPTIONS = frozenset({EndReason.DISRUPTED, EndReason.NODE_LOST, EndReason.CONTROLLER_LOST, EndReason.HANDED_OVER})
+DISRUPTIONS = frozenset({EndReason.DISRUPTED, EndReason.NOT_STARTED, EndReason.NODE_LOST, EndReason.CONTROLLER_LOST, EndReason.HANDED_OVER})
 """The platform took the attempt: free, up to `max_disruptions`."""
-PLATFORM = frozenset({EndReason.MACHINE, EndReason.KILLED, EndReason.DEADLINE, EndReason.GONE, EndReason.EMPTY, EndReason.REJECTED})
-"""The platform failed the attempt, and not in the way of a spot machine: `max_attempts` of a candidate, `max_failures` in a row."""
+PLATFORM = frozenset({EndReason.MACHINE, EndReason.NOT_STARTED, EndReason.KILLED, EndReason.DEADLINE, EndReason.GONE, EndReason.EMPTY, EndReason.REJECTED})
+"""The platform failed the attempt, and not in the way of a spot machine: a pause, `max_failures` in a row, and unless it is free `max_attempts` of a candidate."""
 FREE = frozenset({EndReason.STOPPED, EndReason.SUPERSEDED})
 """A person or another attempt's success ended it: not counted at all."""
 

@@ -9,6 +9,9 @@ import pytest
 from small_run import RUN, Passing, controller, work
 
 from pipeline import snapshots
+from pipeline.errors import ExecutorUnavailable
+from pipeline.executor import Job, JobSpec, JobStatus
+from pipeline.inline import InlineExecutor
 from pipeline.snapshots import FOLDER, SEGMENT
 from pipeline.store import MemoryStore
 from search.evolution import Evolution, tournament_size
@@ -113,3 +116,55 @@ def test_the_250th_candidate_looks_at_no_more_of_the_run_than_the_50th(reuse: bo
     for name in ("history", "stories", "genotypes"):
         most = [max(cost[name] for number, cost in bred if number in window) for window in (EARLY, LATE)]
         assert most[0] == most[1], name
+
+
+class Running(InlineExecutor):
+    """Attempts that go on for ever, in a cluster that may not answer."""
+
+    survives = True
+
+    def __init__(self) -> None:
+        super().__init__(MemoryStore(), "nowhere", "trainers:instant")
+        self.names: list[str] = []
+        self.answers = True
+
+    def start(self, spec: JobSpec) -> None:
+        """See Executor."""
+        if not self.answers:
+            raise ExecutorUnavailable("on purpose")
+        self.names.append(spec.name)
+
+    def jobs(self) -> list[Job]:
+        """See Executor."""
+        return [Job(name, JobStatus.RUNNING) for name in self.names]
+
+
+def test_what_is_read_again_after_an_error_grows_with_no_attempt_in_flight() -> None:
+    """Or a store that answers but a part of its requests, as under SlowDown, would never let a large run through again."""
+    store = Counting()
+    one = controller(store, run=replace(RUN, strategy=Evolution(initial=200, initial_mutations=20)), limits=Limits(max_evaluations=200, workers=100))
+    one.executor = executor = Running()
+    assert one.claim()
+    while len(executor.names) < 90:
+        one.step()
+    store.count.clear()
+    one.step()
+    assert store.count.total() - store.count["listed"] == 2
+    for reads in (300, 5):  # what it wrote itself, once; then the newest alone
+        one._stale = True
+        store.count.clear()
+        one.step()
+        assert store.count["read"] < reads
+
+
+def test_an_executor_that_does_not_answer_makes_nobody_read_the_run_again() -> None:
+    store = Counting()
+    one = controller(store, limits=Limits(max_evaluations=3, workers=2))
+    one.executor = executor = Running()
+    executor.answers = False
+    assert one.claim()
+    one.step()
+    assert (one.state.open_attempts, executor.names) == (2, [])
+    store.count.clear()
+    one.step()
+    assert store.count["read"] == 0

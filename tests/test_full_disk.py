@@ -191,7 +191,7 @@ def search(store: Store, limits: Limits) -> int:
 @pytest.mark.parametrize("patience", [0.0, worker.PATIENCE_SECONDS])
 def test_a_run_goes_on_after_a_disk_that_was_full_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
     """With workers that wait for space, and with such as give up."""
-    monkeypatch.setattr(worker, "PATIENCE_SECONDS", patience)
+    monkeypatch.setattr(worker, "patience_seconds", lambda _: patience)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     count, length = 4, 3
     limits = Limits(max_evaluations=count)

@@ -471,7 +471,7 @@ def test_a_job_that_a_list_leaves_out_is_asked_for_before_it_counts_as_gone(clus
     assert [one.name for one in cluster.asked("GET", "jobs")] == ["", spec(1).name, ""]  # gone for good
 
 
-@pytest.mark.parametrize("answer", [no(500, "InternalError", "etcd"), no(403, "Forbidden", "cannot get resource")])
+@pytest.mark.parametrize("answer", [no(500, "InternalError", "etcd"), no(403, "Forbidden", 'User "x" cannot get resource')])
 def test_a_job_that_may_be_gone_is_not_while_nobody_says_so(cluster: Cluster, executor: KubernetesExecutor, answer: Answer) -> None:
     executor.start(spec())
     cluster.remove("jobs", spec().name)
@@ -521,7 +521,7 @@ def test_what_goes_with_the_lease_while_it_is_listed_does_not_count_as_deleted_b
 
 
 def test_a_lease_that_cannot_be_read_is_no_removed_run(cluster: Cluster, executor: KubernetesExecutor) -> None:
-    cluster.twist = instead(no(403, "Forbidden", 'cannot get resource "leases"'), "GET", "leases")
+    cluster.twist = instead(no(403, "Forbidden", 'User "x" cannot get resource "leases"'), "GET", "leases")
     with pytest.raises(ExecutorUnavailable, match="k8s/base"):
         executor.jobs()
 
@@ -544,7 +544,7 @@ def test_why_a_job_gets_no_pod_is_read_from_events_now_and_then(cluster: Cluster
         (job,) = executor.jobs()
         assert (job.waits, job.message) == (Waiting.QUOTA, "exceeded quota: small")
     assert len(cluster.asked("GET", "events")) == 1
-    cluster.twist = instead(no(403, "Forbidden", 'cannot list resource "events"'), "GET", "events")
+    cluster.twist = instead(no(403, "Forbidden", 'User "x" cannot list resource "events"'), "GET", "events")
     clock.sleep(EVENT_SECONDS)
     executor.jobs()
     (job,) = executor.jobs()
@@ -578,7 +578,7 @@ def test_another_job_of_that_name_is_not_deleted(cluster: Cluster, executor: Kub
 
 def test_a_job_that_may_not_be_deleted_is_tried_again_as_the_same_one(cluster: Cluster, executor: KubernetesExecutor) -> None:
     executor.start(spec())
-    cluster.twist = instead(no(403, "Forbidden", 'cannot delete resource "jobs"'), "DELETE", "jobs", times=1)
+    cluster.twist = instead(no(403, "Forbidden", 'User "x" cannot delete resource "jobs"'), "DELETE", "jobs", times=1)
     with pytest.raises(ExecutorUnavailable, match="k8s/base"):
         executor.delete(spec().name)
     executor.delete(spec().name)

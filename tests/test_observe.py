@@ -147,12 +147,13 @@ def test_a_deadline_is_the_candidates_own_only_once_it_has_run() -> None:
     found = recorded("deadline")
     status = found["pods"][0]["status"]
     status["containerStatuses"] = [{"name": "worker", "state": {"waiting": {"reason": "ImagePullBackOff"}}}]
-    assert read(found).reason is EndReason.DISRUPTED
+    assert read(found).reason is EndReason.NOT_STARTED
 
 
-@pytest.mark.parametrize(
-    ("reason", "ended"), [("Evicted", EndReason.MACHINE), ("UnexpectedAdmissionError", EndReason.DISRUPTED), ("OutOfcpu", EndReason.DISRUPTED)]
-)
+REFUSED = [(reason, EndReason.NOT_STARTED) for reason in ("UnexpectedAdmissionError", "OutOfcpu", "TopologyAffinityError", "NodeAffinity")]
+
+
+@pytest.mark.parametrize(("reason", "ended"), [("Evicted", EndReason.MACHINE), ("NodeShutdown", EndReason.DISRUPTED), *REFUSED])
 def test_a_pod_that_its_node_refused_or_threw_out_holds_nothing_any_more(reason: str, ended: EndReason) -> None:
     found = recorded("exit-1")
     status = found["pods"][0]["status"]
@@ -165,6 +166,39 @@ def test_a_pod_that_its_node_refused_or_threw_out_holds_nothing_any_more(reason:
     assert job.reason is ended
     assert "told by the kubelet" in job.message
     assert job.held_seconds < 3600
+
+
+def test_a_deadline_that_nobody_enforces_is_that_of_a_silent_node() -> None:
+    """Where most nodes are silent a cluster evicts nothing, and a pod may tolerate silence for ever."""
+    found = recorded("running")
+    (pod,) = found["pods"]
+    began = observe.seconds(pod["status"]["startTime"])
+    assert began is not None
+    pod["spec"] |= {"activeDeadlineSeconds": 3600, "terminationGracePeriodSeconds": 30, "nodeName": "n-1"}
+
+    def at(seconds: float) -> Job:
+        return observe.job(found["job"], pod, began + seconds, 300.0, observe.Seen())
+
+    assert at(3600.0 + 30.0 + 300.0).status is JobStatus.RUNNING
+    ended = at(3600.0 + 30.0 + 300.0 + 10.0)
+    assert (ended.status, ended.reason, ended.node) == (JobStatus.ENDED, EndReason.NODE_LOST, "n-1")
+    assert "node n-1 is silent" in ended.message
+    del pod["spec"]["activeDeadlineSeconds"]
+    assert at(1e6).status is JobStatus.RUNNING
+
+
+def test_a_worker_that_its_queue_took_back_is_no_failure_though_another_container_still_runs() -> None:
+    found = recorded("running")
+    status = found["pods"][0]["status"]
+    (worker,) = status["containerStatuses"]
+    side = copy.deepcopy(worker) | {"name": "a-sidecar"}
+    status["containerStatuses"] = [worker | {"state": {"terminated": {"exitCode": 143}}}, side]
+    found["pods"][0]["metadata"]["deletionTimestamp"] = "2026-11-25T12:00:00Z"
+    assert read(found).reason is EndReason.GONE
+    found["job"]["spec"]["suspend"] = True
+    assert read(found).status is JobStatus.RUNNING  # until its pod is gone
+    found["pods"] = []
+    assert read(found).waits is Waiting.SUSPENDED
 
 
 def _places(found: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -7,8 +7,10 @@ import pytest
 from small_run import COUNT, check_finished, controller, errors
 
 from pipeline.controller import Controller
+from pipeline.errors import ExecutorUnavailable
 from pipeline.executor import Job, JobSpec, JobStatus, Refused, Waiting
 from pipeline.inline import InlineExecutor
+from pipeline.plan import RAMP
 from pipeline.requests import request
 from pipeline.run import RunFolder
 from pipeline.status import summary
@@ -16,7 +18,7 @@ from pipeline.store import MemoryStore, Store
 from pipeline.trouble import LONGEST_PAUSE_SECONDS, SUSPECT_SECONDS, failures_in_a_row, halted_by, suspects
 from pipeline.why import why
 from search.limits import Desire, Limits
-from search.records import EndReason, OutcomeKind, ReleaseReason
+from search.records import EndReason, OutcomeKind, ReleaseReason, Resources
 
 
 class Cluster:
@@ -28,8 +30,10 @@ class Cluster:
 
     def __init__(self, store: Store, nodes: str, broken: str) -> None:
         self.nodes, self.broken = nodes, broken
-        self.ends: tuple[EndReason | None, int] = (None, 5)
+        self.ends: tuple[EndReason | None, int | None] = (None, 5)
         self.refuses = False
+        self.hangs = False
+        """Whether creating is not answered: a webhook that is down."""
         self.see: dict[str, str] | None = None
         """Where jobs fail now, while all others run."""
         self._inline = InlineExecutor(store, "nowhere", "trainers:instant")
@@ -41,6 +45,8 @@ class Cluster:
     def start(self, spec: JobSpec) -> None:
         if self.refuses:
             raise Refused("on purpose")
+        if self.hangs:
+            raise ExecutorUnavailable("a webhook does not answer")
         if spec.name not in self.specs:
             self.specs[spec.name], self._looks[spec.name] = spec, 0
             self.started.append((spec, self.place(spec)))
@@ -100,9 +106,15 @@ def go_on(one: Controller, pause: float = 5.0, until: Callable[[], bool] = lambd
     raise AssertionError("it goes on for ever")
 
 
-def test_a_broken_node_is_avoided_and_costs_no_candidate() -> None:
+NOT_STARTED = (EndReason.NOT_STARTED, None)
+"""A node that refuses every pod: a device plugin, an image that never comes."""
+
+
+@pytest.mark.parametrize("ends", [(None, 5), NOT_STARTED], ids=["fails", "refuses"])
+def test_a_broken_node_is_avoided_and_costs_no_candidate(ends: tuple[EndReason | None, int | None]) -> None:
     store = MemoryStore()
     one, cluster = begun(store, "abc", "a")
+    cluster.ends = ends
     assert go_on(one) is ReleaseReason.FINISHED
     check_finished(store)
     assert {outcome.outcome for outcome in one.state.history} == {OutcomeKind.EVALUATED}
@@ -154,12 +166,21 @@ def test_a_node_is_tried_again_after_an_hour_a_resume_or_a_success() -> None:
     last = max(end.stamp.at for _, end in one.state.troubles.values())
     assert suspects(one.state, last + 1).keys() == {"a"}
     assert suspects(one.state, last + SUSPECT_SECONDS + 1) == {}
-    one.state.well["a"] = last - 1.0
-    assert suspects(one.state, last + 1) == {}  # one failure since
-    one.state.well.clear()
+    one.state.well_after["a"] = 0  # an outcome, after which none of these attempts has ended
+    assert suspects(one.state, last + 1) == {}
+    one.state.well_after.clear()
     request(one.folder, {}, Desire.RUN)
     one.step()
     assert suspects(one.state, last + 1) == {}
+
+
+def test_where_every_node_refuses_every_pod_the_run_halts_and_loses_no_candidate() -> None:
+    store = MemoryStore()
+    one, cluster = begun(store, "abcd", "abcd", workers=8, max_attempts=2)
+    cluster.ends = NOT_STARTED
+    assert go_on(one) is ReleaseReason.HALTED
+    assert one.state.history == []
+    assert failures_in_a_row(one.state) >= 20
 
 
 @pytest.mark.parametrize("nodes", ["a", "ab", "abcd"])
@@ -346,6 +367,49 @@ def test_a_job_that_was_refused_is_not_begun_while_the_run_is_paused_or_stopped(
         assert one.claim()
     assert go_on(one) is ReleaseReason.FINISHED
     check_finished(store)
+
+
+def test_while_jobs_cannot_be_created_no_more_is_bred_than_a_cluster_is_asked_for_at_once() -> None:
+    """However often it tries: candidates come from a fresh population, not from the one of the moment when a quota was full."""
+    one, cluster = begun(MemoryStore(), "abcdefgh", "", max_evaluations=400, workers=200)
+    go_on(one, until=lambda: len(one.state.history) >= 8)
+    cluster.refuses = True
+    for _ in range(50):
+        one.step()
+        one.clock.sleep(120.0)
+    assert one.state.open_attempts == RAMP
+    assert one.state.in_flight == 2 * RAMP
+
+
+def test_a_job_that_cannot_be_created_keeps_no_other_from_being_deleted() -> None:
+    one, cluster = begun(MemoryStore(), "a", "", workers=2)
+    one.step()
+    cluster.hangs = True
+    first = next(iter(cluster.specs))
+    cluster.see = {first: "a"}  # it fails, and is tried again
+    for _ in range(4):
+        one.step()
+        one.clock.sleep(LONGEST_PAUSE_SECONDS)
+    assert first not in cluster.specs
+    assert one.refusal is not None
+    assert "webhook" in one.refusal
+    cluster.hangs, cluster.see = False, None
+    assert go_on(one) is ReleaseReason.FINISHED
+    assert one.refusal is None
+
+
+def test_a_job_that_vanishes_has_held_its_gpus_all_the_same() -> None:
+    one, cluster = begun(MemoryStore(), "ab", "", max_evaluations=1, workers=1)
+    one.resources = Resources(1, gpus=4)
+    one.step()
+    one.step()
+    (name,) = cluster.specs
+    node = cluster.at[name]
+    cluster.specs.clear()
+    cluster.at.clear()
+    one.step()
+    (end,) = one.state.stories[0].ends.values()
+    assert (end.reason, end.node, end.held_seconds, end.gpu_seconds) == (EndReason.GONE, node, 1.0, 4.0)
 
 
 def test_local_attempts_avoid_no_node() -> None:

@@ -1,16 +1,17 @@
 """A worker on a machine of its own: what it does before it trains."""
 
+import time
 from pathlib import Path
 
 import pytest
 import trainers
-from small_run import NAME, RUN, Passing, controller, errors
+from small_run import NAME, RUN, FakeClock, Passing, controller, errors
 
 from pipeline.errors import StoreUnavailable
 from pipeline.run import RunFolder
 from pipeline.store import MemoryStore
-from pipeline.worker import Trainer, work
-from search.records import DataReference
+from pipeline.worker import Task, Trainer, work
+from search.records import DataReference, Evaluation
 
 
 def decided() -> MemoryStore:
@@ -56,3 +57,28 @@ def test_one_that_has_nothing_to_do_writes_nothing(again: int) -> None:
     for _ in range(again + 1):
         assert work(store, NAME, 0, 0, lambda: trainers.instant, "data", fetched) == 0
     assert store.list("") == before
+
+
+@pytest.mark.parametrize(("hours", "code"), [(1.9, 0), (2.1, 5)])
+def test_a_training_of_two_hours_waits_as_long_for_its_store(monkeypatch: pytest.MonkeyPatch, hours: float, code: int) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(time, "monotonic", clock.monotonic)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+
+    class Down(Passing):
+        until = 0.0
+
+        def create(self, key: str, data: bytes) -> bytes:
+            if clock.monotonic() < self.until:
+                raise StoreUnavailable("on purpose")
+            return super().create(key, data)
+
+    store = Down(decided())
+
+    def train(task: Task) -> Evaluation:
+        clock.sleep(7200.0)
+        store.until = clock.monotonic() + hours * 3600.0
+        return trainers.instant(task)
+
+    assert work(store, NAME, 0, 0, lambda: train, "data") == code
+    assert bool(store.list(f"{NAME}/evaluations/")) is (code == 0)

@@ -61,7 +61,7 @@ def test_a_controller_that_stopped_for_an_error_looks_again_once_it_is_submitted
         site.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(keys | {"stringData": site.keys | {"AWS_PROFILE": "absent"}}))
         site.submit(run, **settings)
         line(site, run, "the controller reports", "profile (absent) could not be found", "once the run is submitted again")
-        until("a pod that is not ready", lambda: observe.idle(site.objects("pods", f"hiernas/run={run}")[0]), 30)
+        until("a pod that is not ready", lambda: observe.idle(site.objects("pods", f"hiernas/run={run}")[0], time.time()), 90)
         site.cluster.kubectl("replace", "-f", "-", stdin=json.dumps(keys | {"stringData": site.keys}))
         assert "its controller is started again" in site.submit(run, **settings)
         until("its start", lambda: claims(site, run) == 1, 60)
