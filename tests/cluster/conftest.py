@@ -217,9 +217,13 @@ class Site:
 
         def ended() -> bool:
             found = self.status(run)
-            return found["state"] == "finished" and found["evaluated"] >= found["max_evaluations"]
+            # Released, or its last writes would fail where what it needs is taken away now, and it would try again for ever.
+            return found["state"] == "finished" and found["evaluated"] >= found["max_evaluations"] and not found["in_charge"]
 
-        until(f"the end of run {run}", ended, seconds)
+        try:
+            until(f"the end of run {run}", ended, seconds)
+        except AssertionError as error:
+            raise AssertionError("\n".join([str(error), json.dumps(self.status(run)), *self.why(run)])) from error
         selector = f"hiernas/run={run},app.kubernetes.io/component=worker"
         until("the end of its jobs", lambda: not self.objects("jobs", selector), 60)
         until("the end of its pods", lambda: not self.objects("pods", selector), 60)

@@ -96,6 +96,8 @@ def _kubelet_settings(state: Path, facts: Facts) -> dict[str, object]:
         # A machine with little disk left is no reason to evict pods or to remove images that can't be pulled again.
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "imageGCHighThresholdPercent": 100,
+        # Or an image that one test pulls by a Secret would be lost to those which have it under another name since it was loaded.
+        "imagePullCredentialsVerificationPolicy": "NeverVerify",
         # Four tries within the grace period that the controller manager is given.
         "nodeStatusUpdateFrequency": "3s",
         "nodeLeaseDurationSeconds": 12,

@@ -35,7 +35,7 @@ class Registry:
         (folder / "registry.yaml").write_text(yaml.safe_dump(settings))
         place = cluster.state / "registries" / self.name  # containerd looks there at each pull
         place.mkdir(parents=True)
-        (place / "hosts.toml").write_text(f'server = "https://{self.name}"\nca = "{self._credentials / "ca.crt"}"\n')
+        (place / "hosts.toml").write_text(f'[host."https://{self.name}"]\nca = "{self._credentials / "ca.crt"}"\n')
         with (folder / "registry.log").open("wb") as log:
             self._process = subprocess.Popen(["docker-registry", "serve", str(folder / "registry.yaml")], stdout=log, stderr=log)
         wait_until("the registry", self._answers)

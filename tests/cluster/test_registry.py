@@ -45,7 +45,7 @@ def test_pushed_images_are_pulled_with_a_pull_secret_and_its_lack_is_told(site: 
         login = [f"--docker-server={registry.name}", f"--docker-username={USER}", f"--docker-password={PASSWORD}"]
         site.cluster.kubectl(*kubectl, "create", "secret", "docker-registry", SECRET, *login)
         site.submit(RUN, cluster=private)
-        site.finished(RUN)
+        site.finished(RUN, 120)
         pulls = [one["message"] for one in site.objects("events") if one["reason"] == "Pulled" and image in one["message"]]
         assert any(message.startswith("Successfully pulled image") for message in pulls), pulls
     finally:

@@ -60,7 +60,7 @@ def test_a_controller_that_stopped_for_an_error_looks_again_once_it_is_submitted
     try:
         site.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(keys | {"stringData": site.keys | {"AWS_PROFILE": "absent"}}))
         site.submit(run, **settings)
-        line(site, run, "the controller reports", "profile (absent) could not be found", "once the run is submitted again")
+        line(site, run, "the controller reports", "profile (absent) could not be found", "when the run is submitted again")
         until("a pod that is not ready", lambda: observe.idle(site.objects("pods", f"hiernas/run={run}")[0], time.time()), 90)
         site.cluster.kubectl("replace", "-f", "-", stdin=json.dumps(keys | {"stringData": site.keys}))
         assert "its controller is started again" in site.submit(run, **settings)
@@ -120,6 +120,7 @@ def test_keys_that_are_renewed_reach_the_controller_and_a_worker_that_runs(site:
         state = site.finished(run)
     finally:
         proxy.close()
+        site.cluster.kubectl("-n", NAMESPACE, "delete", "secret", "keys", "--ignore-not-found")
     assert [len(story.attempts) for story in state.stories] == [1]  # nothing was done twice
     assert claims(site, run) == 1
 
