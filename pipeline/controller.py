@@ -15,7 +15,7 @@ from pipeline.clock import Clock
 from pipeline.codec import BadRecord, sha256
 from pipeline.errors import ExecutorUnavailable, HiernasError, Overtaken, StoreUnavailable, Unavailable
 from pipeline.executor import Executor, Job, JobSpec, JobStatus, Refused, job_name
-from pipeline.labels import namespace_of
+from pipeline.labels import REFUSED, UNAVAILABLE, namespace_of
 from pipeline.run import (
     RunFolder,
     SlotTaken,
@@ -259,7 +259,7 @@ class Controller:
                     raise
                 failures += 1
                 log.warning("not available, trying again run=%s error=%s", self.folder.name, error)
-                self._tell("Unavailable", str(error))
+                self._tell(UNAVAILABLE, str(error))
                 self._sleep(self._back_off(pace_seconds, failures))
 
     def _back_off(self, shortest: float, failures: int) -> float:
@@ -327,7 +327,7 @@ class Controller:
     def _written(self) -> set[int]:
         """Unfinished candidates that have evaluations. One list, where asking for each could fail at each."""
         unfinished = [index for index, story in self.state.unfinished.items() if story.outcome is None and story.attempts]
-        return self.folder.evaluated(min(unfinished)) if unfinished else set()
+        return self.folder.evaluated(min(unfinished), len(self.state.stories)) if unfinished else set()
 
     def _open_jobs(self) -> Iterator[str]:
         return (attempt.job for index in self.state.dispatched if (attempt := self.state.stories[index].running) is not None)
@@ -529,7 +529,7 @@ class Controller:
         self._refusals += 1
         self._probe_at = self.clock.monotonic() + self._back_off(1.0, self._refusals)
         log.warning("job not created run=%s job=%s reason=%s", self.folder.name, spec.name, refusal)
-        self._tell("Refused", f"job {spec.name} cannot be created: {refusal}")
+        self._tell(REFUSED, f"job {spec.name} cannot be created: {refusal}")
 
     def _answer(self, story: Story, attempt: int, view: plan.View) -> None:
         evaluation = answer.answer(self.state, self._networks, story.candidate, attempt)

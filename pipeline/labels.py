@@ -24,6 +24,8 @@ QUEUED_JOB = "kueue.x-k8s.io/job-uid"
 """Kueue's label of a Workload: UID of its Job."""
 
 PART = "hiernas"
+UNAVAILABLE, REFUSED = "Unavailable", "Refused"
+"""Reasons of the events that a controller repeats for as long as they hold."""
 CONTROLLER, WORKER = "controller", "worker"
 """Components."""
 STAY = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}

@@ -79,7 +79,7 @@ METRICS = {
         ),
         Description("hiernas_workers_limit", "gauge", "attempts", "Attempts that may be open at once."),
         Description("hiernas_pending", "gauge", "attempts", "Attempts whose job waits, by reason (`hiernas status RUN --why` says more).", {"reason": tuple(Waiting)}),
-        Description("hiernas_refused", "gauge", "0 or 1", "1 while the cluster refuses to create jobs."),
+        Description("hiernas_refused", "gauge", "0 or 1", "1 while the cluster refuses to create jobs, or does not answer when asked to."),
         Description("hiernas_in_flight", "gauge", "candidates", "Candidates without an outcome."),
         Description("hiernas_evaluations_limit", "gauge", "candidates", "Candidates that are proposed at most."),
         Description("hiernas_best_fitness", "gauge", "0 to 1", "Best fitness so far; absent before the first."),

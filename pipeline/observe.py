@@ -19,7 +19,7 @@ Object = dict[str, Any]
 MAX_MESSAGE = 1000
 LOG_LINES = 20
 SLACK_SECONDS = 5.0
-STARTUP_SECONDS = 30.0
+STARTUP_SECONDS = 10.0
 """A controller that is not ready before may just have begun."""
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable"})
 _TOLD_TO_END = (None, 0, 128 + signal.SIGTERM, 128 + signal.SIGKILL)
@@ -63,13 +63,24 @@ def job(found: Object, pod: Object | None, now: float, unreachable_seconds: floa
 
 
 def queued(workload: Object) -> str:
-    """Why a Workload of Kueue does not run, in its own words; empty if it does."""
+    """Why a Workload of Kueue does not run, in its own words; empty if it does. One that was given up (`inactive`) keeps its conditions when it is activated."""
     conditions = {str(one.get("type")): one for one in _list(workload, "status", "conditions")}
     for kind, status in (("Deactivated", "True"), ("Evicted", "True"), ("QuotaReserved", "False"), ("Admitted", "False")):
         one = conditions.get(kind)
-        if one is not None and one.get("status") == status:
+        if one is not None and one.get("status") == status and (inactive(workload) or "Deactivated" not in f"{kind} {one.get('reason')}"):
             return _cut(f"{one.get('reason')}: {one.get('message')}")
     return ""
+
+
+def inactive(workload: Object) -> bool:
+    """Whether Kueue, or a person, has given up a Workload: it waits for no quota any more."""
+    return _at(workload, "spec", "active") is False
+
+
+def began(pod: Object | None, container: str) -> float | None:
+    """When this container of a pod was started last, in seconds since 1970; until it is, when its node got the pod."""
+    one = next((one for one in _containers(pod) if one.get("name") == container), None)
+    return seconds(_at(one, "state", "running", "startedAt")) or seconds(_at(pod, "status", "startTime"))
 
 
 def set_up(pod: Object) -> bool:

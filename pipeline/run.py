@@ -124,10 +124,11 @@ class RunFolder:
         start = f"{self.name}/"
         return [key.removeprefix(start) for key in self.store.list(f"{start}{folder}/{candidate:06d}-")]
 
-    def evaluated(self, first: int) -> set[int]:
-        """Candidates, from this one on, of whose attempts at least one has written an evaluation."""
-        found = (_EVALUATION.fullmatch(key) for key in self.keys("evaluations", f"evaluations/{first:06d}"))
-        return {int(one[1]) for one in found if one is not None}
+    def evaluated(self, first: int, end: int) -> set[int]:
+        """Candidates, from `first` to before `end`, of whose attempts at least one has written an evaluation."""
+        after = f"evaluations/{first:06d}" if end <= 1_000_000 else None  # of longer numbers, keys are in another order
+        found = (_EVALUATION.fullmatch(key) for key in self.keys("evaluations", after))
+        return {index for one in found if one is not None and first <= (index := int(one[1])) < end}
 
     def raw(self, key: str) -> bytes:
         """What is stored there; KeyError when absent."""

@@ -35,10 +35,12 @@ def suspects(state: State, at: float) -> dict[str, int]:
     ]
     nodes: dict[int, set[str]] = {}
     for node, end in ends:
-        nodes.setdefault(end.candidate, set()).add(node)
+        if end.reason is EndReason.MACHINE:  # what never started cannot be the candidate's doing
+            nodes.setdefault(end.candidate, set()).add(node)
     found: dict[str, list[int]] = {}
     for node, end in ends:
-        if len(nodes[end.candidate]) == 1 and end.stamp.after > state.well_after.get(node, -1):
+        own = end.reason is EndReason.MACHINE and len(nodes[end.candidate]) > 1
+        if not own and (node not in state.well or end.stamp.after > state.well[node].number):
             found.setdefault(node, []).append(end.candidate)
     return {node: len(candidates) for node, candidates in sorted(found.items()) if len(candidates) >= SUSPECT_ENDS and len(set(candidates)) > 1}
 
@@ -46,7 +48,7 @@ def suspects(state: State, at: float) -> dict[str, int]:
 def avoided(state: State, running: Set[str], at: float) -> tuple[str, ...]:
     """Nodes that a new attempt avoids: the suspected ones, while the run works on others. `running`: nodes on which attempts run at this moment."""
     suspected = suspects(state, at)
-    working = running | {node for node, seen in state.well.items() if at - seen < WORKING_SECONDS}
+    working = running | {node for node, last in state.well.items() if at - last.stamp.at < WORKING_SECONDS}
     return tuple(suspected) if working - suspected.keys() else ()
 
 
@@ -87,7 +89,7 @@ def halted_by(state: State) -> str:
 
 
 def pause_seconds(story: Story) -> float:
-    """How long the next attempt waits after the last one's end; 0 after a disruption: that was no fault of the place it runs in next."""
+    """How long the next attempt waits after the last one's end; 0 where the platform only took it away: that was no fault of the place it runs in next."""
     last = story.ends.get(len(story.attempts) - 1)
     if last is None or last.reason not in PLATFORM:
         return 0.0

@@ -14,9 +14,8 @@ from search.records import Release, ReleaseReason
 from search.state import State
 
 Object = dict[str, Any]
-REPEATED = ("Unavailable", "Refused")
-"""What a controller reports every minute while it lasts."""
-OVER_SECONDS = 180.0
+OVER_SECONDS = 300.0
+"""After which a report that would have been repeated no longer holds; a try that hangs takes two minutes, the pause before it up to one."""
 QUEUE_VERSIONS = ("v1beta2", "v1beta1")
 """Of Kueue's API, the newest first."""
 _ADVICE = {
@@ -92,7 +91,7 @@ def _controller(state: State, namespace: str, api: Api, now: float) -> Iterator[
 
 def _events(state: State, namespace: str, api: Api, pod: Object | None, now: float) -> Iterator[str]:
     """What the controller itself reported, as long as it holds: what it says again and again while it lasts is over once it falls silent,
-    and what an earlier pod said is that one's."""
+    and what was said before the container began is over."""
     try:
         events = api.list(path_of(namespace, "events"), fieldSelector=f"involvedObject.kind=Lease,involvedObject.name={state.run.name}")
     except ApiRefusal:
@@ -101,8 +100,9 @@ def _events(state: State, namespace: str, api: Api, pod: Object | None, now: flo
     if newest is None:
         return
     at = observe.seconds(newest.get("lastTimestamp")) or now
-    began = observe.seconds(((pod or {}).get("status") or {}).get("startTime")) or at
-    if at >= began - observe.SLACK_SECONDS and (newest.get("reason") not in REPEATED or now - at < OVER_SECONDS):
+    began = observe.began(pod, labels.CONTROLLER) or at
+    repeated = newest.get("reason") in (labels.UNAVAILABLE, labels.REFUSED)
+    if at >= began - observe.SLACK_SECONDS and (not repeated or now - at < OVER_SECONDS):
         yield f"the controller reports ({newest.get('reason')}), {max(0.0, now - at) / 60:.0f} min ago: {newest.get('message')}"
 
 
@@ -118,11 +118,12 @@ def _jobs(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
     uids = {str(one["metadata"]["name"]): str(one["metadata"]["uid"]) for one in jobs}
     seen = [_see(one, pods.get(uid, []), now, refusals.get(uid, []), obstacles) for one, uid in zip(jobs, uids.values(), strict=True)]
     waiting = [job for job in seen if job.status is JobStatus.PENDING]
+    given_up: set[str] = set()
     if any(job.waits is Waiting.SUSPENDED for job in waiting):
-        queued = _queued(namespace, api)
+        queued, given_up = _queued(namespace, api)
         waiting = [replace(job, message=f"{job.message}; {queued[uids[job.name]]}") if uids[job.name] in queued else job for job in waiting]
         waiting.sort(key=lambda job: uids[job.name] not in queued)  # the one that is shown as an example is one that is explained
-    gone = [job for job in waiting if job.waits is Waiting.SUSPENDED and "eactivated" in job.message]
+    gone = [job for job in waiting if uids[job.name] in given_up]
     if gone:
         waiting = [job for job in waiting if job not in gone]
         yield (
@@ -148,19 +149,17 @@ def _see(found: Object, pods: Sequence[Object], now: float, refusals: Sequence[s
     return replace(job, waits=Waiting.POD, message=obstacles[newest["metadata"]["uid"]])
 
 
-def _queued(namespace: str, api: Api) -> dict[str, str]:
-    """What a queue (Kueue) says of its Jobs, under their UIDs: a suspended Job itself does not tell why it waits."""
+def _queued(namespace: str, api: Api) -> tuple[dict[str, str], set[str]]:
+    """What a queue (Kueue) says of its Jobs, under their UIDs, and which it has given up: a suspended Job itself does not tell why it waits."""
     for served in QUEUE_VERSIONS:
         try:
             workloads = api.list(f"/apis/kueue.x-k8s.io/{served}/namespaces/{namespace}/workloads")
         except ApiRefusal:
             continue
-        return {
-            str(uid): f"its queue says: {told}"
-            for one in workloads
-            if (uid := (one["metadata"].get("labels") or {}).get(labels.QUEUED_JOB)) and (told := observe.queued(one))
-        }
-    return {}
+        owned = {str(uid): one for one in workloads if (uid := (one["metadata"].get("labels") or {}).get(labels.QUEUED_JOB))}
+        told = {uid: f"its queue says: {words}" for uid, one in owned.items() if (words := observe.queued(one))}
+        return told, {uid for uid, one in owned.items() if observe.inactive(one)}
+    return {}, set()
 
 
 def _advice(job: Job, run: str) -> str:

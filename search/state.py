@@ -116,10 +116,8 @@ class State:
     """Attempts that the platform failed, by candidate and attempt."""
     failures: dict[tuple[int, int], tuple[Attempt, Stamp]] = field(default_factory=dict)
     """Those of them since a worker's evaluation was last accepted, and candidates out of memory since; with the stamps of their ends."""
-    well: dict[str, float] = field(default_factory=dict)
-    """Nodes from which a worker's evaluation was accepted, and when the last was, in seconds since 1970."""
-    well_after: dict[str, int] = field(default_factory=dict)
-    """The same nodes, and the number of that outcome: controllers' clocks may differ."""
+    well: dict[str, Outcome] = field(default_factory=dict)
+    """The last outcome that came of a worker's evaluation from each node."""
     good_after: int = 0
     """Length of the history with the last accepted evaluation of a worker."""
 
@@ -236,8 +234,7 @@ class State:
             self.good_after = len(self.history)
             self.failures = {place: one for place, one in self.failures.items() if one[1].after >= self.good_after}
             if record.node is not None:
-                self.well[record.node] = max(record.stamp.at, self.well.get(record.node, 0.0))
-                self.well_after[record.node] = record.number
+                self.well[record.node] = record
         ended = story.ends.get(record.attempt)
         if ended is not None:  # history's figure replaces the end's
             self._spend(-ended.held_seconds, -ended.gpu_seconds)

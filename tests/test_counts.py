@@ -12,11 +12,12 @@ from pipeline import snapshots
 from pipeline.errors import ExecutorUnavailable
 from pipeline.executor import Job, JobSpec, JobStatus
 from pipeline.inline import InlineExecutor
+from pipeline.requests import request
 from pipeline.snapshots import FOLDER, SEGMENT
 from pipeline.store import MemoryStore
 from search.evolution import Evolution, tournament_size
-from search.limits import Limits
-from search.records import Outcome, OutcomeKind
+from search.limits import Desire, Limits
+from search.records import Outcome, OutcomeKind, ReleaseReason
 
 EARLY, LATE = range(40, 60), range(240, 260)
 
@@ -130,13 +131,17 @@ class Running(InlineExecutor):
 
     def start(self, spec: JobSpec) -> None:
         """See Executor."""
-        if not self.answers:
-            raise ExecutorUnavailable("on purpose")
         self.names.append(spec.name)
 
     def jobs(self) -> list[Job]:
         """See Executor."""
         return [Job(name, JobStatus.RUNNING) for name in self.names]
+
+    def delete(self, name: str) -> None:
+        """See Executor."""
+        if not self.answers:
+            raise ExecutorUnavailable("on purpose")
+        self.names.remove(name)
 
 
 def test_what_is_read_again_after_an_error_grows_with_no_attempt_in_flight() -> None:
@@ -159,12 +164,18 @@ def test_what_is_read_again_after_an_error_grows_with_no_attempt_in_flight() -> 
 
 def test_an_executor_that_does_not_answer_makes_nobody_read_the_run_again() -> None:
     store = Counting()
-    one = controller(store, limits=Limits(max_evaluations=3, workers=2))
+    one = controller(store, limits=Limits(max_evaluations=3, workers=1))
     one.executor = executor = Running()
-    executor.answers = False
     assert one.claim()
     one.step()
-    assert (one.state.open_attempts, executor.names) == (2, [])
+    request(one.folder, {}, Desire.STOP_NOW)
+    executor.answers = False
+    with pytest.raises(ExecutorUnavailable):
+        one.step()
+    assert one.state.open_attempts == 0
     store.count.clear()
-    one.step()
-    assert store.count["read"] == 0
+    with pytest.raises(ExecutorUnavailable):
+        one.step()
+    assert store.count["read"] == 1  # whether an evaluation came after all; not the run
+    executor.answers = True
+    assert one.step()[1] is ReleaseReason.STOPPED

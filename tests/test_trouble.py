@@ -18,7 +18,7 @@ from pipeline.store import MemoryStore, Store
 from pipeline.trouble import LONGEST_PAUSE_SECONDS, SUSPECT_SECONDS, failures_in_a_row, halted_by, suspects
 from pipeline.why import why
 from search.limits import Desire, Limits
-from search.records import EndReason, OutcomeKind, ReleaseReason, Resources
+from search.records import EndReason, Outcome, OutcomeKind, ReleaseReason, Resources, Stamp
 
 
 class Cluster:
@@ -32,6 +32,8 @@ class Cluster:
         self.nodes, self.broken = nodes, broken
         self.ends: tuple[EndReason | None, int | None] = (None, 5)
         self.refuses = False
+        self.long = 3
+        """Looks until a job has ended."""
         self.hangs = False
         """Whether creating is not answered: a webhook that is down."""
         self.see: dict[str, str] | None = None
@@ -55,7 +57,7 @@ class Cluster:
         """Where it is, or would go: to the node with most room."""
         if spec.name not in self.at:
             free = {node: 2 - list(self.at.values()).count(node) for node in self.nodes if node not in spec.avoid}
-            best = max(free, key=lambda node: (node not in spec.rather_not, free[node]), default=None)
+            best = max(free, key=lambda node: (free[node] > 0, node not in spec.rather_not, free[node]), default=None)
             if best is None or free[best] <= 0:
                 return None
             self.at[spec.name] = best
@@ -74,7 +76,7 @@ class Cluster:
             reason, code = self.ends
             return Job(spec.name, JobStatus.ENDED, reason, "no GPU is of use", code, node, 2.0)
         self._looks[spec.name] += 1
-        if self._looks[spec.name] < 3:
+        if self._looks[spec.name] < self.long:
             return Job(spec.name, JobStatus.RUNNING, node=node, held_seconds=1.0)
         self._inline.start(spec)
         return replace(next(job for job in self._inline.jobs() if job.name == spec.name), node=node)
@@ -166,12 +168,23 @@ def test_a_node_is_tried_again_after_an_hour_a_resume_or_a_success() -> None:
     last = max(end.stamp.at for _, end in one.state.troubles.values())
     assert suspects(one.state, last + 1).keys() == {"a"}
     assert suspects(one.state, last + SUSPECT_SECONDS + 1) == {}
-    one.state.well_after["a"] = 0  # an outcome, after which none of these attempts has ended
-    assert suspects(one.state, last + 1) == {}
-    one.state.well_after.clear()
+    one.state.well["a"] = Outcome(0, 3, 0, OutcomeKind.EVALUATED, 0.5, 1.0, 0.0, "0" * 64, None, Stamp("", last, 0, 0), "a")
+    assert suspects(one.state, last + 1) == {}  # none of these attempts has ended after it
+    one.state.well.clear()
     request(one.folder, {}, Desire.RUN)
     one.step()
     assert suspects(one.state, last + 1) == {}
+
+
+def test_two_nodes_that_refuse_every_pod_cost_no_candidate_though_each_is_sent_from_one_to_the_other() -> None:
+    store = MemoryStore()
+    one, cluster = begun(store, "abcd", "ab", workers=8)
+    cluster.ends = NOT_STARTED
+    cluster.long = 40  # the other two are full for a while
+    assert go_on(one) is ReleaseReason.FINISHED
+    check_finished(store)
+    assert {outcome.outcome for outcome in one.state.history} == {OutcomeKind.EVALUATED}
+    assert suspects(one.state, one.clock.now()).keys() == {"a", "b"}
 
 
 def test_where_every_node_refuses_every_pod_the_run_halts_and_loses_no_candidate() -> None:

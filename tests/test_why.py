@@ -28,7 +28,7 @@ class Answers(Api):
         self.workloads: list[Object] | None = None
         self.worker_job: Object = {"metadata": {"name": f"{NAME}-c000000-a0", "uid": "job"}, "spec": {}, "status": {}}
         self.worker = self._pod("worker", {"waiting": {"reason": "ContainerCreating"}})
-        self.controller = self._pod("controller", {"running": {"startedAt": at(600)}})
+        self.controller = self._pod("controller", {"running": {"startedAt": at(400)}})
 
     @staticmethod
     def _pod(name: str, state: Object) -> Object:
@@ -88,9 +88,10 @@ def test_a_pod_that_its_node_cannot_set_up_is_told_by_the_nodes_words_until_it_c
     ("reason", "seconds_ago", "told"),
     [
         ("Unavailable", 90, True),
-        ("Unavailable", 300, False),  # it would have said so again
-        ("Refused", 300, False),
-        ("DamagedRun", 300, True),
+        ("Unavailable", 301, False),  # it would have said so again
+        ("Refused", 301, False),
+        ("DamagedRun", 301, True),
+        ("DamagedRun", 500, False),  # before its container was started again
         ("DamagedRun", 700, False),  # of the pod before
     ],
 )
@@ -111,7 +112,12 @@ def test_a_job_that_its_queue_has_given_up_is_not_told_to_wait_for_quota(state: 
     assert "insufficient unused quota" in line
     assert "lets it run when there is quota" in line
     answers.workloads[0]["status"]["conditions"].append(condition)
+    answers.workloads[0]["spec"] = {"active": False}
     (line,) = why(state, "ours", answers, NOW)
     assert "1 job never runs again" in line
     assert "DeactivatedDueToRequeuingLimitExceeded: too often" in line
     assert "active: true" in line
+    answers.workloads[0]["spec"]["active"] = True  # as it was advised; the condition stays until there is quota
+    (line,) = why(state, "ours", answers, NOW)
+    assert "insufficient unused quota" in line
+    assert "lets it run when there is quota" in line

@@ -258,7 +258,9 @@ def _nothing_lent(site: Site) -> Iterator[None]:
 
 
 def _beside_runs(site: Site) -> set[str]:
-    kinds = "persistentvolumeclaims,persistentvolumes,resourcequotas,limitranges,secrets,services,serviceaccounts,networkpolicies,priorityclasses,roles,rolebindings"
+    kinds = "persistentvolumeclaims,resourcequotas,limitranges,secrets,services,serviceaccounts,networkpolicies,roles,rolebindings"
+    if site.own is not None:  # on another's cluster these are nobody's business here
+        kinds += ",persistentvolumes,priorityclasses"
     return set(site.cluster.kubectl("-n", NAMESPACE, "get", kinds, "-o", "name").split())
 
 
