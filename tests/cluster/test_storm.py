@@ -7,10 +7,11 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import NAMESPACE, Own, Site, left_out, until
 
 from images import ctr
@@ -102,7 +103,7 @@ class Storm:
     def lose_the_node(self, own: Own) -> None:
         """The node falls silent with workers on it, and comes back."""
         lost = self.ends(EndReason.NODE_LOST)
-        self.signal(self.pod(WORKERS), signal.SIGSTOP)  # with its node: else it would write its evaluation all the same
+        self.signal(WORKERS, signal.SIGSTOP)  # with their node: else they would write their evaluations all the same
         own.cluster.kill("kubelet")
 
         def attempted_again() -> bool:
@@ -116,16 +117,30 @@ class Storm:
         own.cluster.start("kubelet")
         self.goes_on()
 
-    def signal(self, pod: str, number: signal.Signals) -> None:
-        """Send a signal to the process in a pod as its node's kernel does: from outside of the container."""
+    def _sent(self, pod: str, number: signal.Signals) -> bool:
         assert self.site.own is not None
         node = ctr(self.site.own.cluster).split()
         label = f'labels."io.kubernetes.pod.name"=={pod}'
         ids = subprocess.run([*node, "containers", "ls", "--quiet", label], check=True, capture_output=True, text=True).stdout.split()
         tasks = subprocess.run([*node, "tasks", "ls"], check=True, capture_output=True, text=True).stdout.splitlines()[1:]
         pids = [int(pid) for task, pid, _ in (line.split() for line in tasks) if task in ids]
-        (pid,) = [pid for pid in pids if b"hiernas" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        os.kill(pid, number)
+        try:
+            for pid in pids:
+                if b"hiernas" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, number)
+                    return True
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+        return False
+
+    def signal(self, selector: str, number: signal.Signals) -> None:
+        """Send a signal to the processes in these pods, one at least, as their node's kernel does: from outside of the container."""
+
+        def sent() -> bool:
+            """Whether there was one: a worker may have ended since its pod was listed."""
+            return sum(self._sent(str(pod["metadata"]["name"]), number) for pod in self.pods(selector)) > 0
+
+        until(f"a process in a pod of {selector}", sent, 60)
 
     def evict(self) -> None:
         name = self.pod(WORKERS)
@@ -137,8 +152,14 @@ class Storm:
         self.kubectl("delete", "job", name.rpartition("-")[0])
 
 
-def test_everything_happens_to_one_search(site: Site) -> None:
-    storm = Storm(site)
+@pytest.fixture
+def storm(site: Site) -> Iterator[Storm]:
+    """However it ends, nothing of it is in the way of the next test."""
+    yield Storm(site)
+    site.cluster.kubectl("-n", NAMESPACE, "delete", "lease", RUN, "--ignore-not-found")
+
+
+def test_everything_happens_to_one_search(site: Site, storm: Storm) -> None:
     storm.submit()
     storm.goes_on()
 
@@ -149,8 +170,8 @@ def test_everything_happens_to_one_search(site: Site) -> None:
 
     # The controller dies, and is replaced: killed; as by a failed liveness probe, and by a drained node, where it leaves in good order.
     if site.own:
-        storm.replaced(lambda: storm.signal(storm.pod(CONTROLLERS), signal.SIGKILL))
-        storm.replaced(lambda: storm.signal(storm.pod(CONTROLLERS), signal.SIGTERM))
+        storm.replaced(lambda: storm.signal(CONTROLLERS, signal.SIGKILL))
+        storm.replaced(lambda: storm.signal(CONTROLLERS, signal.SIGTERM))
         assert storm.released() == 1
     else:
         left_out("storm: the controller's process is killed on its node")
@@ -208,4 +229,3 @@ def test_everything_happens_to_one_search(site: Site) -> None:
     assert sorted(candidates) == list(range(len(state.stories)))
     assert {EndReason.GONE, EndReason.DISRUPTED, EndReason.MEMORY, *([EndReason.NODE_LOST] if site.own else [])} <= set(state.totals.ends)
     assert all(end.message for story in state.stories for end in story.ends.values()), [story.ends for story in state.stories if story.ends]
-    storm.kubectl("delete", "lease", RUN)

@@ -83,7 +83,7 @@ def test_a_controller_that_hangs_is_restarted_by_its_liveness_probe(site: Site) 
     storm = Storm(site)
     name = storm.pod(selector)
     site.cluster.kubectl("-n", NAMESPACE, "wait", f"pod/{name}", "--for=condition=Ready", "--timeout=60s")
-    storm.signal(name, signal.SIGSTOP)
+    storm.signal(selector, signal.SIGSTOP)
     until("another claim", lambda: claims(site, run) == 2, 120)
     state = site.finished(run)
     assert {claim.owner for claim in state.controllers if isinstance(claim, Claim)} == {state.controllers[0].owner}  # type: ignore[union-attr]
