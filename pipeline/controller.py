@@ -6,7 +6,7 @@ is in charge now (Overtaken) or a predecessor's last write landed late: then eve
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -315,22 +315,17 @@ class Controller:
         if not self.executor.survives:
             view.interrupted, view.now = self.interrupts > 0, self.interrupts > 1
         view.refused = self.clock.monotonic() < self._probe_at
-        there = self._written() if self._fresh else set()
-        for index, story in self.state.unfinished.items():
-            if story.outcome is None and story.attempts and (index in there or self._ended_or_vanished(story, jobs)):
+        undecided = {index: story for index, story in self.state.unfinished.items() if story.outcome is None and story.attempts}
+        # After a load: one list, where asking for each could fail at each.
+        written = self.folder.evaluated(min(undecided), len(self.state.stories)) if self._fresh and undecided else set()
+        for index, story in undecided.items():
+            if index in written or self._ended_or_vanished(story, jobs):
                 self._read_evaluations(story, view)
         self._seen.update(jobs)
-        self._last = {name: jobs.get(name) or self._last[name] for name in self._open_jobs() if name in jobs or name in self._last}
+        known = self._last | jobs
+        self._last = {attempt.job: known[attempt.job] for attempt in self.state.dispatched_attempts if attempt.job in known}
         self._fresh = False
         return view
-
-    def _written(self) -> set[int]:
-        """Unfinished candidates that have evaluations. One list, where asking for each could fail at each."""
-        unfinished = [index for index, story in self.state.unfinished.items() if story.outcome is None and story.attempts]
-        return self.folder.evaluated(min(unfinished), len(self.state.stories)) if unfinished else set()
-
-    def _open_jobs(self) -> Iterator[str]:
-        return (attempt.job for index in self.state.dispatched if (attempt := self.state.stories[index].running) is not None)
 
     def _view(self, jobs: dict[str, Job]) -> plan.View:
         return plan.View(self._claim, self.executor.name, self.executor.survives, jobs, self._seen, resources=self.resources)
@@ -441,8 +436,8 @@ class Controller:
         log.info("attempt ended run=%s candidate=%d attempt=%d reason=%s", self.folder.name, action.candidate, action.attempt, action.reason.value)
 
     def _vanished(self, name: str) -> Job:
-        last = self._last.get(name)
-        return Job(name, JobStatus.ENDED, node=last.node, held_seconds=last.held_seconds) if last is not None else Job(name, JobStatus.ENDED)
+        last = self._last.get(name, Job(name, JobStatus.ENDED))
+        return Job(name, JobStatus.ENDED, node=last.node, held_seconds=last.held_seconds)
 
     def _rest(self, story: Story) -> None:
         """Let a candidate wait whose last attempt failed a moment ago. After a restart the rest of the time, as far as clocks agree."""

@@ -131,10 +131,9 @@ def apply(api: Api, run: Run, store: str, cluster: ClusterConfig, config: str, a
     if old is None:
         _create(api, cluster, "jobs", job)
         return "its controller is started"
-    annotations = old["metadata"].get("annotations") or {}
     done = any(one.get("type") == "Complete" and one.get("status") == "True" for one in (old.get("status") or {}).get("conditions") or [])
     done = done or _idle(api, run.name, cluster)
-    if annotations.get(labels.CONFIG_DIGEST) == job["metadata"]["annotations"][labels.CONFIG_DIGEST] and not (done or again):
+    if (old["metadata"].get("annotations") or {}).get(labels.CONFIG_DIGEST) == job["metadata"]["annotations"][labels.CONFIG_DIGEST] and not (done or again):
         return "its controller runs as it is"
     _asked(cluster, f"Job {name}", lambda: api.delete(path_of(cluster.namespace, "jobs", name), old["metadata"]["uid"]))
     until = time.monotonic() + REPLACE_SECONDS

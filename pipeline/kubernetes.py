@@ -173,22 +173,23 @@ class KubernetesExecutor:
 
 def read_refusals(api: Api, namespace: str) -> dict[str, list[str]]:
     """Why the cluster makes no pod for a Job is told by events alone. Where they cannot be read the reason stays unknown."""
-    try:
-        return refusals_of(api.list(path_of(namespace, "events"), fieldSelector="involvedObject.kind=Job,reason=FailedCreate"))
-    except (ApiRefusal, ExecutorUnavailable):
-        return {}
+    return messages_of(_events(api, namespace, "involvedObject.kind=Job,reason=FailedCreate"))
 
 
 def read_obstacles(api: Api, namespace: str) -> dict[str, str]:
     """What keeps pods from starting on their nodes, under their UIDs: their own status says nothing of a volume or a network that cannot be had."""
+    found = [one for one in _events(api, namespace, "involvedObject.kind=Pod,type=Warning") if one.get("reason") in _OBSTACLES]
+    return {uid: messages[-1] for uid, messages in messages_of(found).items()}
+
+
+def _events(api: Api, namespace: str, selector: str) -> Sequence[Object]:
     try:
-        events = api.list(path_of(namespace, "events"), fieldSelector="involvedObject.kind=Pod,type=Warning")
+        return api.list(path_of(namespace, "events"), fieldSelector=selector)
     except (ApiRefusal, ExecutorUnavailable):
-        return {}
-    return {uid: messages[-1] for uid, messages in refusals_of([one for one in events if one.get("reason") in _OBSTACLES]).items()}
+        return []
 
 
-def refusals_of(events: Sequence[Object]) -> dict[str, list[str]]:
+def messages_of(events: Sequence[Object]) -> dict[str, list[str]]:
     """Messages of events under the UID of their object, the newest last."""
     found: dict[str, list[str]] = {}
     for event in sorted(events, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or "")):

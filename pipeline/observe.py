@@ -79,8 +79,7 @@ def inactive(workload: Object) -> bool:
 
 def began(pod: Object | None, container: str) -> float | None:
     """When this container of a pod was started last, in seconds since 1970; until it is, when its node got the pod."""
-    one = next((one for one in _containers(pod) if one.get("name") == container), None)
-    return seconds(_at(one, "state", "running", "startedAt")) or seconds(_at(pod, "status", "startTime"))
+    return seconds(_at(_container(pod, container), "state", "running", "startedAt")) or seconds(_at(pod, "status", "startTime"))
 
 
 def set_up(pod: Object) -> bool:
@@ -99,7 +98,7 @@ def restarts(pod: Object) -> str:
 
 def idle(pod: Object, now: float) -> bool:
     """Whether a controller's pod has come up a while ago and is not ready: it has stopped, and waits for somebody to mend what it reported."""
-    container = next((one for one in _containers(pod) if one.get("name") == labels.CONTROLLER), None) or {}
+    container = _container(pod, labels.CONTROLLER) or {}
     since = seconds(_at(container, "state", "running", "startedAt"))
     return container.get("started") is True and container.get("ready") is False and since is not None and now - since > STARTUP_SECONDS
 
@@ -144,15 +143,14 @@ def _ended(found: Object, pod: Object | None, code: int | None, now: float, unre
         if code == 0:
             return None, "it ended well, but wrote no evaluation"
         return _of_pod(pod, code, "the worker has ended, another container of its pod has not")
+    where = _text(pod, "spec", "nodeName") or "its node"
     if pod is not None and (overdue := _overdue(pod, now)) > unreachable_seconds:
-        where = _text(pod, "spec", "nodeName") or "its node"
         return EndReason.NODE_LOST, f"node {where} is silent: it should have ended the pod at its deadline, {overdue:.0f} s ago"
     if pod is not None and seen.terminating is not None:
         grace = float(_at(pod, "metadata", "deletionGracePeriodSeconds") or 0)
         # A pod that the taint manager deletes was on a silent node for `unreachable_seconds` already: that is its toleration.
         patience = SLACK_SECONDS if (disrupted or "").startswith("DeletionByTaintManager") else unreachable_seconds
         if seen.terminating > grace + patience:
-            where = _text(pod, "spec", "nodeName") or "its node"
             return EndReason.NODE_LOST, f"node {where} is silent: the pod should have ended {seen.terminating - grace:.0f} s ago ({disrupted or 'deleted'})"
     return None
 
@@ -253,10 +251,13 @@ def _containers(pod: Object | None) -> list[Object]:
     return _list(pod, "status", "containerStatuses")
 
 
+def _container(pod: Object | None, name: str) -> Object | None:
+    return next((one for one in _containers(pod) if one.get("name") == name), None)
+
+
 def _worker(pod: Object | None) -> Object | None:
     """The container that works; a pod may have others, of the config's or of the cluster's."""
-    found = _containers(pod)
-    return next((one for one in found if one.get("name") == labels.WORKER), found[0] if found else None)
+    return _container(pod, labels.WORKER) or next(iter(_containers(pod)), None)
 
 
 def _phase(pod: Object) -> str:

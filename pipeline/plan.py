@@ -254,7 +254,7 @@ def _most_pending(limits: Limits, view: View) -> int | None:
 
 def _pending(state: State, view: View) -> int:
     """Open attempts that wait for a place: those whose job waits, and those whose job could not be created yet."""
-    jobs = (view.jobs.get(attempt.job) for index in state.dispatched if (attempt := state.stories[index].running) is not None)
+    jobs = (view.jobs.get(attempt.job) for attempt in state.dispatched_attempts)
     return sum(job is None or job.status is JobStatus.PENDING for job in jobs)
 
 

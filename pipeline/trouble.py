@@ -25,8 +25,8 @@ FIRST_PAUSE_SECONDS, PAUSE_FACTOR, LONGEST_PAUSE_SECONDS = 10.0, 6.0, 300.0
 def suspects(state: State, at: float) -> dict[str, int]:
     """Nodes to avoid, with how many attempts ended `machine` or `not_started` there in the hour before `at` (seconds since 1970).
 
-    Counted are ends since a worker's evaluation was last accepted from that node, of attempts since the last resume, and not of candidates
-    that ended so on two nodes.
+    Counted are ends since a worker's evaluation was last accepted from that node, of attempts since the last resume; of ends
+    `machine` not those of candidates that ended so on two nodes.
     """
     ends = [
         (end.node, end)
@@ -39,8 +39,8 @@ def suspects(state: State, at: float) -> dict[str, int]:
             nodes.setdefault(end.candidate, set()).add(node)
     found: dict[str, list[int]] = {}
     for node, end in ends:
-        own = end.reason is EndReason.MACHINE and len(nodes[end.candidate]) > 1
-        if not own and (node not in state.well or end.stamp.after > state.well[node].number):
+        candidates_own = end.reason is EndReason.MACHINE and len(nodes[end.candidate]) > 1
+        if not candidates_own and (node not in state.well or end.stamp.after > state.well[node].number):
             found.setdefault(node, []).append(end.candidate)
     return {node: len(candidates) for node, candidates in sorted(found.items()) if len(candidates) >= SUSPECT_ENDS and len(set(candidates)) > 1}
 

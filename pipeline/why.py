@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import labels, observe
 from pipeline.api import Api, ApiRefusal, path_of
@@ -29,9 +29,17 @@ _ADVICE = {
 }
 
 
+class Told(NamedTuple):
+    """What events tell, under the UID of their object; see pipeline.kubernetes."""
+
+    refusals: Mapping[str, Sequence[str]]
+    obstacles: Mapping[str, str]
+
+
 def why(state: State, namespace: str, api: Api, now: float) -> list[str]:
     """The reasons found, the widest first; one line that says so if nothing waits."""
-    found = [*_run(state), *_controller(state, namespace, api, now), *_nodes(state, now), *_jobs(state, namespace, api, now)]
+    told = Told(read_refusals(api, namespace), read_obstacles(api, namespace))
+    found = [*_run(state), *_controller(state, namespace, api, now, told), *_nodes(state, now), *_jobs(state, namespace, api, now, told)]
     return found or ["nothing waits"]
 
 
@@ -61,7 +69,7 @@ def _nodes(state: State, now: float) -> Iterator[str]:
         )
 
 
-def _controller(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
+def _controller(state: State, namespace: str, api: Api, now: float, told: Told) -> Iterator[str]:
     name = labels.controller_name(state.run.name)
     last = state.controllers[-1] if state.controllers else None
     if isinstance(last, Release) and last.reason is not ReleaseReason.INTERRUPTED:
@@ -78,11 +86,11 @@ def _controller(state: State, namespace: str, api: Api, now: float) -> Iterator[
         return
     pods = [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
     yield from _events(state, namespace, api, observe.newest(pods), now)
-    refusals = read_refusals(api, namespace).get(str(job["metadata"]["uid"]), [])
+    refusals = told.refusals.get(str(job["metadata"]["uid"]), [])
     if not pods:
         yield f"the controller has no pod: {refusals[-1] if refusals else 'it is not created yet'}" + (f" — {_ADVICE[Waiting.ADMISSION]}" if refusals else "")
         return
-    seen = _see(job, pods, 0.0, [], read_obstacles(api, namespace))
+    seen = _see(job, pods, 0.0, told)
     if seen.status is JobStatus.PENDING and seen.waits is not None and (seen.waits is not Waiting.STARTING or not observe.restarts(pods[0])):
         yield f"the controller waits ({seen.waits}): {seen.message} — {_advice(seen, state.run.name).replace('worker', 'controller')}"
     elif seen.status is not JobStatus.RUNNING and (crash := observe.restarts(pods[0])):
@@ -106,7 +114,7 @@ def _events(state: State, namespace: str, api: Api, pod: Object | None, now: flo
         yield f"the controller reports ({newest.get('reason')}), {max(0.0, now - at) / 60:.0f} min ago: {newest.get('message')}"
 
 
-def _jobs(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
+def _jobs(state: State, namespace: str, api: Api, now: float, told: Told) -> Iterator[str]:
     selector = labels.workers_of(state.run.name)
     try:
         jobs = api.list(path_of(namespace, "jobs"), selector)
@@ -114,9 +122,8 @@ def _jobs(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
     except ApiRefusal as refusal:
         yield _may_not(refusal)
         return
-    refusals, obstacles = read_refusals(api, namespace), read_obstacles(api, namespace)
     uids = {str(one["metadata"]["name"]): str(one["metadata"]["uid"]) for one in jobs}
-    seen = [_see(one, pods.get(uid, []), now, refusals.get(uid, []), obstacles) for one, uid in zip(jobs, uids.values(), strict=True)]
+    seen = [_see(one, pods.get(uid, []), now, told) for one, uid in zip(jobs, uids.values(), strict=True)]
     waiting = [job for job in seen if job.status is JobStatus.PENDING]
     given_up: set[str] = set()
     if any(job.waits is Waiting.SUSPENDED for job in waiting):
@@ -140,13 +147,14 @@ def _jobs(state: State, namespace: str, api: Api, now: float) -> Iterator[str]:
         yield f"{len(absent)} attempt{'s' if len(absent) > 1 else ''} without a job, for example {absent[0]}: the controller creates it (again) as soon as it may"
 
 
-def _see(found: Object, pods: Sequence[Object], now: float, refusals: Sequence[str], obstacles: Mapping[str, str]) -> Job:
+def _see(found: Object, pods: Sequence[Object], now: float, told: Told) -> Job:
     """One job, and of a pod that does not start on its node also what the node says."""
     newest = observe.newest(pods)
-    job = observe.job(found, newest, now, 1e9, observe.Seen(), refusals)
-    if job.waits is not Waiting.STARTING or newest is None or newest["metadata"]["uid"] not in obstacles or observe.set_up(newest) or observe.restarts(newest):
+    job = observe.job(found, newest, now, 1e9, observe.Seen(), told.refusals.get(str(found["metadata"]["uid"]), ()))
+    obstacle = told.obstacles.get(str(newest["metadata"]["uid"])) if newest is not None else None
+    if newest is None or obstacle is None or job.waits is not Waiting.STARTING or observe.set_up(newest) or observe.restarts(newest):
         return job
-    return replace(job, waits=Waiting.POD, message=obstacles[newest["metadata"]["uid"]])
+    return replace(job, waits=Waiting.POD, message=obstacle)
 
 
 def _queued(namespace: str, api: Api) -> tuple[dict[str, str], set[str]]:

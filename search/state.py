@@ -4,6 +4,7 @@ It holds no decision of its own. A record that contradicts what was folded befor
 the caller says which object that was and stops; nothing is skipped.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from search.evolution import Past, Scored, propose
@@ -141,6 +142,11 @@ class State:
     def open_attempts(self) -> int:
         """Attempts that are open; those that the controller answers itself do not count as work in flight."""
         return len(self.dispatched)
+
+    @property
+    def dispatched_attempts(self) -> Iterator[Attempt]:
+        """The attempts that are open and not the controller's own."""
+        return (attempt for index in self.dispatched if (attempt := self.stories[index].running) is not None)
 
     def claim_or_release(self, record: Claim | Release) -> None:
         """Fold the next of `controllers/`."""

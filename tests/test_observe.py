@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline import observe
 from pipeline.executor import Job, JobStatus, Waiting
-from pipeline.kubernetes import refusals_of
+from pipeline.kubernetes import messages_of
 from search.records import EndReason
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -47,7 +47,7 @@ def recorded(name: str) -> dict[str, Any]:
 
 def read(found: dict[str, Any], seen: observe.Seen | None = None) -> Job:
     uid = str(found["job"]["metadata"]["uid"])
-    refusals = refusals_of([one for one in found["events"] if one["reason"] == "FailedCreate"]).get(uid, [])
+    refusals = messages_of([one for one in found["events"] if one["reason"] == "FailedCreate"]).get(uid, [])
     return observe.job(found["job"], observe.newest(observe.by_job(found["pods"]).get(uid, [])), NOW, 60.0, seen or observe.Seen(), refusals)
 
 
